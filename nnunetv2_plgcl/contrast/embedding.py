@@ -1,0 +1,289 @@
+"""From windows to embeddings: projection head, features caught in flight, two embedders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunetv2_plgcl.contrast.patches import MASK_THRESHOLD, Windows
+
+
+class ProjectionHead(nn.Module):
+    """Two-layer perceptron to L2-normalised embeddings (authors' code: as wide as the encoder).
+
+    Input (..., in_channels), output (..., dim) with unit length. Lengths are divided out in
+    float32 under autocast too; float64 stays.
+
+    Args:
+        in_channels: width of input and hidden layer.
+        dim: numbers per embedding.
+    """
+
+    def __init__(self, in_channels: int, dim: int = 128) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(in_channels, in_channels)
+        self.out = nn.Linear(in_channels, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        projected = self.out(F.relu(self.hidden(features)))
+        with torch.autocast(projected.device.type, enabled=False):
+            dtype = torch.promote_types(projected.dtype, torch.float32)
+            return F.normalize(projected.to(dtype), dim=-1)
+
+
+class EncoderFeatures:
+    """Remembers one stage's feature map of each forward pass of ``network.encoder``.
+
+    A forward hook, so the pass that is made anyway gives the features at no cost. Hook before
+    ``torch.compile`` and before DistributedDataParallel, and run the wrapped network: a hook
+    added after the first compiled call is not called. A deep copy of the network remembers for
+    itself. Source: ours.
+
+    Args:
+        network: a U-Net of dynamic_network_architectures (PlainConvUNet, ResidualEncoderUNet)
+            or any other whose ``encoder`` returns a list of feature maps, finest first, and has
+            ``output_channels``.
+        stage: index into that list, negative from the coarsest.
+
+    Raises:
+        NotImplementedError: the network has no such encoder.
+        ValueError: the encoder has no such stage.
+    """
+
+    def __init__(self, network: nn.Module, stage: int = -1) -> None:
+        encoder = getattr(network, "encoder", None)
+        channels = getattr(encoder, "output_channels", None)
+        if (
+            not isinstance(encoder, nn.Module)
+            or not isinstance(channels, Sequence)
+            or not getattr(encoder, "return_skips", True)
+        ):
+            _no_usable_encoder(network)
+        if not -len(channels) <= stage < len(channels):
+            raise ValueError(
+                f"stage must lie in [{-len(channels)}, {len(channels) - 1}], as the encoder of "
+                f"{type(network).__name__} has {len(channels)} stages, got {stage}."
+            )
+        self.num_channels: int = channels[stage]
+        self._stage = stage
+        self._features: Tensor | None = None
+        self._handle = encoder.register_forward_hook(self._remember)
+
+    def take(self) -> Tensor:
+        """(B, C, *s), the map of the last forward pass with its gradient; forgets it.
+
+        Raises:
+            RuntimeError: no forward pass since the last call.
+        """
+        features, self._features = self._features, None
+        if features is None:
+            raise RuntimeError(
+                "No feature map to take: run the network once before each take(). If it ran, it "
+                "was compiled before the hook was added; create EncoderFeatures first."
+            )
+        return features
+
+    def remove(self) -> None:
+        """Remove the hook and forget."""
+        self._handle.remove()
+        self._features = None
+
+    def _remember(self, encoder: nn.Module, args: Any, output: Any) -> None:
+        if not isinstance(output, (list, tuple)):
+            _no_usable_encoder(encoder)
+        self._features = output[self._stage]
+
+
+class Embedder(Protocol):
+    """Embeds windows.
+
+    Args:
+        image: (B, C, *spatial).
+        features: (B, F, *s), feature maps of these images, same field of view.
+        confidence: (B, K, *spatial), class probabilities in [0, 1].
+        windows: N for each image and class, in voxels of the image.
+
+    Returns:
+        (B, K, N, E), L2-normalised. Of a positive window only voxels of its class count
+        (confidence of at least 0.5), of a negative window only voxels that are not. What stands
+        for an invalid window is finite and means nothing.
+    """
+
+    def __call__(
+        self, image: Tensor, features: Tensor, confidence: Tensor, windows: Windows
+    ) -> Tensor: ...
+
+
+class FeatureEmbedder(nn.Module):
+    """Masked average pooling of feature maps, then the head. Source: ours.
+
+    A feature cell weighs as much as the share of it that lies in the class mask, times the share
+    that lies in the window. Arguments and result as in ``Embedder``; ``image`` is not used.
+
+    Args:
+        head: maps (..., F) to (..., E), L2-normalised, as ``ProjectionHead``.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(
+        self, image: Tensor, features: Tensor, confidence: Tensor, windows: Windows
+    ) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            weights = _cell_weights(confidence, windows, features.shape[2:])
+            dtype = torch.promote_types(features.dtype, weights.dtype)
+            cells = features.flatten(2).mT.to(dtype)
+            pooled = weights.flatten(1, 2).flatten(2).to(dtype) @ cells
+        pooled = pooled.view(*windows.positive.shape, -1)
+        embeddings: Tensor = self.head(pooled)
+        return embeddings
+
+
+class CropEmbedder(nn.Module):
+    """Crop times class mask, encoded again, pooled, then the head (authors' code).
+
+    Arguments and result as in ``Embedder``; ``features`` is not used. Every crop is encoded, the
+    invalid too, in one batch of B K N. Where the encoder says by ``strides`` how much it shrinks
+    an image, crops are padded at their far ends with zeros (as masked voxels are) to multiples of
+    that, and so that the last stage has at least two cells, which instance normalisation needs
+    in training (ours).
+
+    The encoder stays the network's: parameters and state of this module are those of the head
+    alone, and it cannot be deep-copied. The teacher gets its own embedder from its own encoder
+    and head. If ``EncoderFeatures`` watches the encoder, take its features before embedding.
+
+    Args:
+        encoder: maps (M, C, *size) to a list of feature maps, the coarsest last.
+        head: maps (..., F) to (..., E), L2-normalised, as ``ProjectionHead``.
+    """
+
+    def __init__(self, encoder: Callable[[Tensor], Sequence[Tensor]], head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        # In a tuple, so that a module is not registered as part of this one.
+        self._encoder = (encoder,)
+
+    def forward(
+        self, image: Tensor, features: Tensor, confidence: Tensor, windows: Windows
+    ) -> Tensor:
+        crops = masked_crops(image, confidence, windows)
+        (encoder,) = self._encoder
+        encoded = encoder(_pad_for(encoder, crops.flatten(0, 2)))[-1]
+        pooled = encoded.flatten(2).mean(2).view(*windows.positive.shape, -1)
+        embeddings: Tensor = self.head(pooled)
+        return embeddings
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise TypeError(
+            "A CropEmbedder cannot be deep-copied: the copy's encoder would belong to no network. "
+            "Copy the network and the head, then build a CropEmbedder from the copies."
+        )
+
+
+def masked_crops(image: Tensor, confidence: Tensor, windows: Windows) -> Tensor:
+    """Cut windows out of images and blank what is not of their side (poster step 2).
+
+    Args:
+        image: (B, C, *spatial).
+        confidence: (B, K, *spatial).
+        windows: N for each image and class.
+
+    Returns:
+        (B, K, N, C, *size).
+    """
+    batch, channels, *spatial = image.shape
+    classes, num = windows.positive.shape[1:]
+    voxel = _flat_voxels(windows, spatial)
+    inside = confidence.flatten(2).gather(2, voxel.flatten(2)) >= MASK_THRESHOLD
+    mask = inside.view(voxel.shape) == windows.positive[..., None]
+    everywhere = voxel.flatten(1)[:, None].expand(-1, channels, -1)
+    crops = image.flatten(2).gather(2, everywhere).view(batch, channels, classes, num, -1)
+    crops = torch.where(mask[:, None], crops, 0)
+    return crops.movedim(1, 3).reshape(batch, classes, num, channels, *windows.size)
+
+
+def _flat_voxels(windows: Windows, spatial: Sequence[int]) -> Tensor:
+    """(B, K, N, volume) long: positions of the windows' voxels in the flattened image."""
+    device = windows.start.device
+    steps = [math.prod(spatial[axis + 1 :]) for axis in range(len(spatial))]
+    offset = torch.zeros((), dtype=torch.long, device=device)
+    first = torch.zeros((), dtype=torch.long, device=device)
+    for axis, (edge, step) in enumerate(zip(windows.size, steps, strict=True)):
+        offset = offset[..., None] + torch.arange(edge, device=device) * step
+        first = first + windows.start[..., axis] * step
+    return first[..., None] + offset.flatten()
+
+
+def _pad_for(encoder: object, crops: Tensor) -> Tensor:
+    """Zero-pad (M, C, *size) to what the encoder's public ``strides`` call for, if it has any."""
+    strides = getattr(encoder, "strides", None)
+    if strides is None:
+        return crops
+    shrink = [math.prod(axis) for axis in zip(*strides, strict=True)]
+    cells = [math.ceil(edge / s) for edge, s in zip(crops.shape[2:], shrink, strict=True)]
+    if math.prod(cells) == 1:
+        cells[-1] = 2
+    padding = [(0, n * s - edge) for n, s, edge in zip(cells, shrink, crops.shape[2:], strict=True)]
+    return F.pad(crops, [end for axis in reversed(padding) for end in axis])
+
+
+@torch.no_grad()
+def _cell_weights(confidence: Tensor, windows: Windows, cells: Sequence[int]) -> Tensor:
+    """(B, K, N, *cells): share of each cell in an average over a window's class mask.
+
+    They add up to 1, or are all 0 where the window holds no voxel of its side.
+    """
+    dtype = torch.promote_types(confidence.dtype, torch.float32)
+    inside = confidence >= MASK_THRESHOLD
+    # Both sides are pooled, as 1 - (pooled inside) would not be exactly 0 where it should be.
+    within, outside = _area_pool(torch.stack((inside, ~inside)).to(dtype), cells)[:, :, :, None]
+    axes = len(cells)
+    weights = torch.where(windows.positive[(...,) + (None,) * axes], within, outside)
+    for axis, (edge, length, number) in enumerate(
+        zip(windows.size, confidence.shape[2:], cells, strict=True)
+    ):
+        overlap = _overlap(windows.start[..., axis].to(dtype), edge, length, number)
+        shape = [1] * axes
+        shape[axis] = number
+        weights = weights * overlap.view(*overlap.shape[:-1], *shape)
+    total = weights.flatten(3).sum(-1)[(...,) + (None,) * axes]
+    return weights / total.clamp(min=torch.finfo(dtype).tiny)
+
+
+def _area_pool(maps: Tensor, cells: Sequence[int]) -> Tensor:
+    """Mean of (..., *spatial) over each of (*cells,) equal boxes, which may cut voxels.
+
+    One axis at a time, each moved to the front when done, which restores their order.
+    """
+    for number in reversed(cells):
+        length = maps.shape[-1]
+        first = torch.arange(length, dtype=maps.dtype, device=maps.device)
+        share = _overlap(first, 1, length, number)
+        maps = (maps @ share).movedim(-1, -len(cells))
+    return maps
+
+
+def _overlap(start: Tensor, edge: int, length: int, cells: int) -> Tensor:
+    """Share of each of ``cells`` equal cells of an axis of ``length`` voxels that lies in
+    [start, start + edge): (...) to (..., cells)."""
+    width = length / cells
+    low = torch.arange(cells, dtype=start.dtype, device=start.device) * width
+    start = start[..., None]
+    covered = torch.minimum(start + edge, low + width) - torch.maximum(start, low)
+    return covered.clamp(min=0) / width
+
+
+def _no_usable_encoder(module: nn.Module) -> NoReturn:
+    raise NotImplementedError(
+        f"{type(module).__name__} gives no encoder features. Needed is a network with a module "
+        f"'encoder' that returns the list of its feature maps, finest first, and has their "
+        f"'output_channels', as PlainConvUNet and ResidualEncoderUNet. If the network is wrapped "
+        f"(DistributedDataParallel), pass the bare one."
+    )

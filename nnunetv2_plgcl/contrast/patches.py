@@ -1,0 +1,184 @@
+"""Candidate windows on a regular grid, and the statistics that guide the choice among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A voxel belongs to a class from this confidence on (authors' code).
+MASK_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class WindowStatistics:
+    """All candidate windows of one size: W windows on a regular grid, for B images, K classes.
+
+    Attributes:
+        start: (W, D) long, first voxel of each window, the last axis fastest.
+        entropy: (B, K, W) mean Bernoulli entropy of the class confidence, bits, 0 to 1.
+        confidence: (B, K, W) mean class confidence, 0 to 1.
+        coverage: (B, K, W) share of the window's voxels with a confidence of at least 0.5.
+        size: edge lengths (D,) in voxels, never longer than the image.
+    """
+
+    start: Tensor
+    entropy: Tensor
+    confidence: Tensor
+    coverage: Tensor
+    size: tuple[int, ...]
+
+    def covered(self, share: float = 0.0) -> Tensor:
+        """(B, K, W) bool: the class mask covers at least ``share`` of the window, and one voxel.
+
+        Means are compared with half a voxel's tolerance, so rounding cannot decide.
+        """
+        volume = math.prod(self.size)
+        return self.coverage > (max(math.ceil(share * volume), 1) - 0.5) / volume
+
+    def uncovered(self) -> Tensor:
+        """(B, K, W) bool: at least one voxel of the window lies outside the class mask."""
+        return self.coverage < 1 - 0.5 / math.prod(self.size)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """N windows drawn for each of B images and K classes.
+
+    Attributes:
+        start: (B, K, N, D) long, first voxel of each window.
+        positive: (B, K, N) bool, positive or negative of its class.
+        valid: (B, K, N) bool, false where the class mask of that side is empty in the window, so
+            that there is nothing to embed, and where there were fewer candidates than N.
+        size: edge lengths (D,) in voxels.
+    """
+
+    start: Tensor
+    positive: Tensor
+    valid: Tensor
+    size: tuple[int, ...]
+
+    def count(self) -> Tensor:
+        """(K,) long: valid positive windows per class, summed over the batch."""
+        return (self.valid & self.positive).sum((0, 2))
+
+
+def bernoulli_entropy(p: Tensor) -> Tensor:
+    """Entropy of a yes-no decision with probability ``p``, element-wise (poster step 3, in bits).
+
+    Args:
+        p: probabilities of any shape. Rounding beyond [0, 1] is clamped; NaN stays NaN.
+
+    Returns:
+        Same shape, bits: exactly 0 at p = 0 and p = 1, largest with 1 at p = 1/2. At least
+        float32; meant for use without gradient, which is infinite at both ends.
+    """
+    p = _at_least_float32(p).clamp(0, 1)
+    return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / math.log(2)
+
+
+@torch.no_grad()
+def window_statistics(
+    confidence: Tensor,
+    size: Sequence[int] | int,
+    stride: Sequence[int] | int | None = None,
+) -> WindowStatistics:
+    """Mean entropy, confidence and coverage of all windows on a grid, by average pooling.
+
+    The patch entropy is the poster's step 3; sliding a window over each class's confidence map
+    follows the entropy-driven sampler beside the authors' code; the grid is ours. Windows start
+    at 0, stride, 2 stride, ... and lie in the image: up to ``stride - 1`` voxels at its far end
+    are in no window. A window longer than the image is cut to the image.
+
+    Args:
+        confidence: (B, K, *spatial), class probabilities in [0, 1], any number D of axes.
+        size: edge length of a window in voxels, for all axes or one per axis.
+        stride: step of the grid in voxels, likewise; a quarter of the edge by default.
+
+    Raises:
+        TypeError: ``confidence`` is not floating point.
+        ValueError: wrong number of axes, or a size or stride below 1.
+    """
+    if not confidence.is_floating_point():
+        raise TypeError(
+            f"confidence must hold probabilities in floating point, got {confidence.dtype}. "
+            f"One-hot encode label maps and convert them to float."
+        )
+    if confidence.ndim < 3:
+        raise ValueError(
+            f"confidence must have the axes (B, K, *spatial), got shape {tuple(confidence.shape)}."
+        )
+    image = tuple(confidence.shape[2:])
+    edges = tuple(map(min, _per_axis(size, "size", len(image)), image))
+    default = tuple(max(1, edge // 4) for edge in edges)
+    steps = default if stride is None else _per_axis(stride, "stride", len(image))
+
+    confidence = _at_least_float32(confidence)
+    inside = (confidence >= MASK_THRESHOLD).to(confidence.dtype)
+    maps = torch.stack((bernoulli_entropy(confidence), confidence, inside))
+    entropy, mean, coverage = average_pool(maps, edges, steps).flatten(3)
+    return WindowStatistics(
+        _grid(image, edges, steps, confidence.device), entropy, mean, coverage, edges
+    )
+
+
+def average_pool(maps: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Average pooling over the last D axes, one axis after the other.
+
+    Averages over boxes separate, so the cost grows with the sum of the edges, not their product.
+
+    Args:
+        maps: (..., *spatial).
+        size: D edge lengths in voxels, none longer than its axis.
+        stride: D steps in voxels.
+
+    Returns:
+        (..., *pooled), where an axis of length L keeps ``(L - size) // stride + 1`` values.
+    """
+    first = maps.ndim - len(size)
+    for axis, (edge, step) in enumerate(zip(size, stride, strict=True), start=first):
+        shape = maps.shape
+        flat = maps.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+        maps = F.avg_pool2d(flat, (edge, 1), (step, 1)).reshape(
+            *shape[:axis], -1, *shape[axis + 1 :]
+        )
+    return maps
+
+
+def every_window(statistics: WindowStatistics) -> Windows:
+    """All candidates as positives of every class, for guides that need their embeddings first.
+
+    Returns:
+        Windows with N = W, in the order of ``statistics``, valid where the class has a voxel.
+    """
+    valid = statistics.covered()
+    start = statistics.start.expand(*valid.shape, -1)
+    return Windows(start, torch.ones_like(valid), valid, statistics.size)
+
+
+def _per_axis(value: Sequence[int] | int, name: str, axes: int) -> tuple[int, ...]:
+    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(values) != axes or min(values) < 1:
+        raise ValueError(
+            f"{name} must be one integer of at least 1, or one for each of the {axes} spatial "
+            f"axes, got {value!r}."
+        )
+    return values
+
+
+def _grid(
+    image: Sequence[int], size: Sequence[int], stride: Sequence[int], device: torch.device
+) -> Tensor:
+    axes = [
+        torch.arange(0, length - edge + 1, step, device=device)
+        for length, edge, step in zip(image, size, stride, strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,139 @@
+"""Two processes on the CPU (gloo): what they remember and learn equals one process's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch import multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_plgcl.contrast.embedding import EncoderFeatures, FeatureEmbedder, ProjectionHead
+from nnunetv2_plgcl.contrast.guidance import EntropyGuide
+from nnunetv2_plgcl.contrast.loss import sampled_info_nce
+from nnunetv2_plgcl.contrast.memory import ClassMemory
+from nnunetv2_plgcl.contrast.patches import Windows, window_statistics
+from tests.oracles import contrast as oracle
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="PyTorch without distributed")
+
+IMAGES, WINDOWS = (3, 1), (2, 5)  # per rank, as where a batch does not divide evenly
+
+
+def _worker(rank: int, work: Callable[..., None], store: str, ranks: int, result: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    try:
+        work(rank, ranks, result)
+    finally:
+        dist.destroy_process_group()
+
+
+def _distributed(work: Callable[..., None], ranks: int, folder: Path) -> list[Any]:
+    with mp.Manager() as manager:
+        result = manager.dict()
+        mp.spawn(_worker, (work, str(folder / "store"), ranks, result), nprocs=ranks)
+        return [result[rank] for rank in range(ranks)]
+
+
+def _arrivals(rank: int) -> tuple[Tensor, Tensor]:
+    shape = (IMAGES[rank], 2, WINDOWS[rank])
+    generator = torch.Generator().manual_seed(rank)
+    keep = torch.rand(shape, generator=generator) < 0.7
+    return 100 * (rank + 1) + torch.arange(keep.numel()).float().view(*shape, 1), keep
+
+
+def _batch(rank: int) -> tuple[Tensor, Tensor, Windows]:
+    generator = torch.Generator().manual_seed(10 + rank)
+    image = torch.randn(2, 1, 16, 16, generator=generator)
+    confidence = torch.rand(2, 3, 16, 16, generator=generator)
+    windows = EntropyGuide()(window_statistics(confidence, 6), 4, generator=generator)
+    return image, confidence, windows
+
+
+def _network(architecture: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return architecture(
+        1, 2, (4, 6), nn.Conv2d, 3, (1, 2), 1, 3, 1, conv_bias=True, nonlin=nn.LeakyReLU
+    )
+
+
+def _loss(logits: Tensor, embeddings: Tensor, windows: Windows, rank: int) -> Tensor:
+    generator = torch.Generator().manual_seed(20)
+    other = torch.nn.functional.normalize(torch.randn(2, 3, 5, 8, generator=generator), dim=-1)
+    full = torch.ones(3, 5, dtype=torch.bool)
+    # no anchor on the last rank: its parameters must take part all the same
+    anchors = windows.valid & windows.positive & (rank == 0)
+    contrastive = sampled_info_nce(embeddings, anchors, other[0], full, other[1], full, 0.2)
+    return logits.square().mean() + contrastive
+
+
+def _gradients(
+    network: nn.Module, embedder: nn.Module, features: EncoderFeatures, rank: int
+) -> None:
+    image, confidence, windows = _batch(rank)
+    logits = network(image)
+    _loss(logits, embedder(image, features.take(), confidence, windows), windows, rank).backward()
+
+
+def _everything(rank: int, ranks: int, result: Any) -> None:
+    memory = ClassMemory(2, 6, 1)
+    memory.enqueue(*_arrivals(rank))
+    gradients = {}
+    for architecture in (PlainConvUNet, ResidualEncoderUNet):
+        for compiled in (False, True):
+            network = _network(architecture)
+            features = EncoderFeatures(network, -1)
+            torch.manual_seed(1)
+            embedder = FeatureEmbedder(ProjectionHead(features.num_channels, 8))
+            run = torch.compile(network, backend="aot_eager") if compiled else network
+            wrapped = DistributedDataParallel(run), DistributedDataParallel(embedder)
+            _gradients(*wrapped, features, rank)
+            gradients[architecture.__name__, compiled] = [
+                p.grad.numpy() for m in (network, embedder) for p in m.parameters()
+            ]
+    result[rank] = {
+        "entries": memory.entries().numpy(),
+        "filled": memory.filled().numpy(),
+        "gradients": gradients,
+    }
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def outcome(request, tmp_path_factory) -> list[Any]:
+    """What each rank came to, with one process and with two."""
+    return _distributed(_everything, request.param, tmp_path_factory.mktemp("gloo"))
+
+
+def test_every_rank_remembers_all_ranks_in_their_order(outcome):
+    reference = oracle.DequeMemory(2, 6)
+    for rank in range(len(outcome)):
+        reference.enqueue(*_arrivals(rank))
+    for seen in outcome:
+        for k, queue in enumerate(reference.queues):
+            assert sorted(seen["entries"][k][seen["filled"][k]].tolist()) == sorted(
+                map(list, queue)
+            )
+
+
+def test_gradients_are_the_mean_over_ranks(outcome):
+    for architecture in (PlainConvUNet, ResidualEncoderUNet):
+        network = _network(architecture)
+        features = EncoderFeatures(network, -1)
+        torch.manual_seed(1)
+        embedder = FeatureEmbedder(ProjectionHead(features.num_channels, 8))
+        for rank in range(len(outcome)):
+            _gradients(network, embedder, features, rank)
+        expected = [p.grad / len(outcome) for m in (network, embedder) for p in m.parameters()]
+        assert any(g.abs().sum() > 0 for g in expected[-4:])
+        for seen in outcome:
+            for compiled in (False, True):
+                gradients = seen["gradients"][architecture.__name__, compiled]
+                for one, other in zip(gradients, expected, strict=True):
+                    torch.testing.assert_close(torch.from_numpy(one), other, atol=1e-6, rtol=1e-4)

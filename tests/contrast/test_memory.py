@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nnunetv2_plgcl.contrast.memory import ClassMemory
+from tests.oracles import contrast as oracle
+
+
+def _numbered(*shape: int, start: int = 1) -> Tensor:
+    """Distinct integers, exact in half precision up to 2,048."""
+    count = torch.Size(shape).numel()
+    return (torch.arange(start, start + count) % 2048).float().view(shape)
+
+
+def _held(memory: ClassMemory) -> list[list[tuple[float, ...]]]:
+    """What each class remembers, in no order."""
+    return [
+        sorted(tuple(row) for row in entries[filled].tolist())
+        for entries, filled in zip(memory.entries(), memory.filled(), strict=True)
+    ]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    classes=st.integers(1, 3),
+    length=st.integers(1, 7),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    batches=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 8), st.integers(0, 10**6)), max_size=6
+    ),
+)
+def test_memory_behaves_as_a_deque_per_class(classes, length, dtype, batches):
+    memory = ClassMemory(classes, length, 2, dtype)
+    reference = oracle.DequeMemory(classes, length)
+    start = 1
+    for images, windows, seed in batches:
+        embeddings = _numbered(images, classes, windows, 2, start=start)
+        start += embeddings.numel()
+        generator = torch.Generator().manual_seed(seed)
+        keep = torch.rand(images, classes, windows, generator=generator) < 0.6
+        memory.enqueue(embeddings, keep)
+        reference.enqueue(embeddings, keep)
+        assert _held(memory) == [sorted(queue) for queue in reference.queues]
+        assert memory.filled().sum(1).tolist() == [len(queue) for queue in reference.queues]
+        assert (memory.entries()[~memory.filled()] == 0).all()
+
+
+def test_of_more_than_fit_at_once_the_newest_stay_in_order_of_arrival():
+    memory = ClassMemory(1, 4, 1)
+    embeddings = torch.arange(12.0).view(3, 1, 4, 1)  # images 0 to 3, 4 to 7, 8 to 11
+    keep = torch.ones(3, 1, 4, dtype=torch.bool)
+    keep[2, 0, 1] = False
+    memory.enqueue(embeddings, keep)
+    assert sorted(memory.entries().flatten().tolist()) == [7, 8, 10, 11]
+    memory.enqueue(torch.tensor([20.0]).view(1, 1, 1, 1), torch.ones(1, 1, 1, dtype=torch.bool))
+    assert sorted(memory.entries().flatten().tolist()) == [8, 10, 11, 20]
+
+
+def test_moments_equal_those_of_the_filled_entries():
+    torch.manual_seed(0)
+    memory = ClassMemory(3, 50, 4)
+    embeddings = torch.randn(10, 3, 4, 4)
+    keep = torch.rand(10, 3, 4) < 0.5
+    keep[:, 1] = False
+    memory.enqueue(embeddings, keep)
+    mean, covariance = memory.moments()
+    for k in (0, 2):
+        rows = embeddings[:, k][keep[:, k]]
+        torch.testing.assert_close(mean[k], rows.mean(0))
+        torch.testing.assert_close(covariance[k], torch.cov(rows.T, correction=0))
+    assert (mean[1] == 0).all() and (covariance[1] == 0).all()
+
+
+def test_moments_are_float32_in_half_precision_and_under_autocast():
+    torch.manual_seed(0)
+    memory = ClassMemory(2, 300, 8, torch.float16)
+    rows = torch.nn.functional.normalize(torch.randn(100, 2, 3, 8), dim=-1)
+    memory.enqueue(rows, torch.ones(100, 2, 3, dtype=torch.bool))
+    assert memory.entries().dtype == torch.float16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mean, covariance = memory.moments()
+    assert mean.dtype == covariance.dtype == torch.float32
+    expected = torch.cov(rows[:, 0].flatten(0, 1).half().float().T, correction=0)
+    torch.testing.assert_close(covariance[0], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_state_dict_brings_back_the_memory_and_its_place():
+    torch.manual_seed(0)
+    one, two = ClassMemory(2, 5, 3), ClassMemory(2, 5, 3)
+    keep = torch.ones(2, 2, 4, dtype=torch.bool)
+    one.enqueue(torch.randn(2, 2, 4, 3), keep)
+    two.load_state_dict(one.state_dict())
+    later = torch.randn(1, 2, 2, 3)
+    for memory in (one, two):
+        memory.enqueue(later, keep[:1, :, :2])
+    assert torch.equal(one.entries(), two.entries())
+    assert torch.equal(one.filled(), two.filled())
+    assert not list(one.parameters())
+
+
+def test_embeddings_that_are_not_finite_are_refused():
+    memory = ClassMemory(1, 8, 2)
+    embeddings = torch.ones(1, 1, 4, 2)
+    embeddings[0, 0, 1, 0] = float("nan")
+    embeddings[0, 0, 2, 1] = float("inf")
+    memory.enqueue(embeddings, torch.ones(1, 1, 4, dtype=torch.bool))
+    assert memory.filled().sum() == 2
+    assert memory.rows.isfinite().all()
+
+
+def test_refused_embeddings_leave_no_trace():
+    memory = ClassMemory(2, 3, 2)
+    memory.enqueue(torch.full((2, 2, 5, 2), 7.0), torch.zeros(2, 2, 5, dtype=torch.bool))
+    assert (memory.rows == 0).all() and not memory.filled().any()
+
+
+def test_the_memory_carries_no_gradient():
+    memory = ClassMemory(1, 3, 2)
+    embeddings = torch.ones(1, 1, 2, 2, requires_grad=True)
+    memory.enqueue(embeddings, torch.ones(1, 1, 2, dtype=torch.bool))
+    assert not memory.entries().requires_grad
+    assert not any(moment.requires_grad for moment in memory.moments())
+
+
+def test_negatives_of_a_class_are_the_entries_of_the_others():
+    memory = ClassMemory(3, 4, 1)
+    embeddings = torch.tensor([10.0, 20.0, 30.0]).view(1, 3, 1, 1) + torch.arange(2.0).view(
+        1, 1, 2, 1
+    )
+    keep = torch.tensor([[[True, True], [True, False], [True, True]]])
+    memory.enqueue(embeddings, keep)
+    entries, mask = memory.of_other_classes()
+    assert entries.shape == (3, 12, 1) and mask.shape == (3, 12)
+    assert [sorted(entries[k, mask[k], 0].tolist()) for k in range(3)] == [
+        [20, 30, 31],
+        [10, 11, 30, 31],
+        [10, 11, 20],
+    ]
+    assert entries.data_ptr() == memory.rows.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "keep"),
+    [((2, 3, 4, 5), (2, 3, 4)), ((2, 2, 4, 6), (2, 2, 4)), ((2, 2, 4, 5), (2, 4, 2))],
+)
+def test_shapes_that_do_not_fit_are_named(embeddings, keep):
+    memory = ClassMemory(2, 3, 5)
+    with pytest.raises(ValueError, match=r"Expected embeddings \(B, 2, N, 5\)"):
+        memory.enqueue(torch.zeros(embeddings), torch.zeros(keep, dtype=torch.bool))
+
+
+def test_a_memory_without_room_is_refused():
+    with pytest.raises(ValueError, match="at least 1, got 2, 0 and 128"):
+        ClassMemory(2, 0)
