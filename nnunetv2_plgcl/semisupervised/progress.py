@@ -1,0 +1,72 @@
+"""What the training logs beyond nnU-Net, and its panel in progress.png."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from nnunetv2.training.logging.nnunet_logger import LocalLogger, MetaLogger
+from PIL import Image
+
+LOSSES = {
+    "loss_supervised": "supervised (L_Sup)",
+    "loss_consistency": "consistency (L_Reg)",
+    "loss_contrastive": "contrastive (L_PLGCL)",
+}
+SHARES = {"ema_decay": "EMA decay", "consistency_rampup": "ramp-up of beta"}
+PATCHES = "patches_per_class"
+
+
+class ProgressLogger(LocalLogger):
+    """nnU-Net's local logger with the semi-supervised series, each one value an epoch, and a
+    panel of them below nnU-Net's own three in progress.png."""
+
+    def __init__(self, verbose: bool = False) -> None:
+        super().__init__(verbose)
+        for key in (*LOSSES, *SHARES, PATCHES):
+            self.my_fantastic_logging[key] = []
+
+    def plot_progress_png(self, output_folder: str) -> None:
+        super().plot_progress_png(output_folder)
+        file = Path(output_folder) / "progress.png"
+        with Image.open(file) as image:
+            above = image.convert("RGB")
+        below = _panel(self.my_fantastic_logging, above.width)
+        whole = Image.new("RGB", (above.width, above.height + below.height), "white")
+        whole.paste(above)
+        whole.paste(below, (0, above.height))
+        whole.save(file, compress_level=1)  # drawn anew each epoch: speed before size
+
+
+def install(logger: MetaLogger) -> None:
+    """Let nnU-Net's logger keep the semi-supervised series; wandb gets them through it."""
+    logger.local_logger = ProgressLogger(logger.local_logger.verbose)
+
+
+def _panel(series: dict[str, list], width: int) -> Image.Image:
+    """Draw losses, shares and patches per class over epochs, ``width`` pixels wide."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(width / 100, 18), dpi=100)
+    for key, label in LOSSES.items():
+        if any(series[key]):
+            left.plot(series[key], label=label, linewidth=4)
+    left.set(xlabel="epoch", ylabel="loss")
+    left.legend(loc=(0, 1))
+    for key, label in SHARES.items():
+        right.plot(series[key], label=label, linewidth=4)
+    right.set(xlabel="epoch", ylim=(0, 1.05), ylabel="decay and ramp-up")
+    right.legend(loc=(0, 1))
+    counts_per_class = np.array(series[PATCHES], dtype=float).T
+    if counts_per_class.any():
+        patches = right.twinx()
+        for number, counts in enumerate(counts_per_class):
+            patches.plot(counts, label=f"class {number}", linewidth=4, linestyle="dotted")
+        patches.set_ylabel("patches per iteration")
+        patches.legend(loc=(0.5, 1), ncol=2)
+    figure.tight_layout()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    plt.close(figure)
+    return image

@@ -1,0 +1,110 @@
+"""Two views of one crop: the same geometry, two intensities.
+
+The teacher sees the weak view, the student the strong one. Both come out of one spatial
+transform, so voxel i of one shows the same tissue as voxel i of the other. Source: poster step 4
+(weak and strong view), the strengths are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.blank_rectangle import BlankRectangleTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+
+
+class WeakStrongViews(BasicTransform):
+    """Replaces ``image`` (C, *spatial) by the weak and the strong view, (2C, *spatial).
+
+    Args:
+        geometry: what both views share (crop, rotation, scaling, mirroring).
+        intensity: what only the strong view gets; must not move voxels.
+        masked_channels: channels normalised inside a non-zero mask. Where their weak view is
+            exactly 0, outside that mask, the strong view stays 0, as in nnU-Net.
+    """
+
+    def __init__(
+        self,
+        geometry: BasicTransform,
+        intensity: BasicTransform,
+        masked_channels: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.intensity = intensity
+        self.masked_channels = tuple(masked_channels)
+
+    def apply(self, data_dict: dict, **params: object) -> dict:
+        data_dict = self.geometry(**data_dict)
+        weak = data_dict["image"]
+        # intensity transforms change their input in place
+        strong = self.intensity(image=weak.clone())["image"]
+        for channel in self.masked_channels:
+            strong[channel][weak[channel] == 0] = 0
+        data_dict["image"] = torch.cat((weak, strong))
+        return data_dict
+
+
+class CutOut(BlankRectangleTransform):
+    """Blanks the same rectangles in every channel, so that no channel gives the others away."""
+
+    def get_parameters(self, image: torch.Tensor, **kwargs: object) -> dict:
+        one = super().get_parameters(image=image[:1], **kwargs)
+        return {name: value * image.shape[0] for name, value in one.items()}
+
+
+def geometry_of(transforms: ComposeTransforms) -> ComposeTransforms:
+    """The part of nnU-Net's training transforms that both views share: everything but the random
+    intensity changes."""
+
+    def changes_intensity(transform: BasicTransform) -> bool:
+        return isinstance(transform, RandomTransform) and isinstance(
+            transform.transform, ImageOnlyTransform
+        )
+
+    return ComposeTransforms([t for t in transforms.transforms if not changes_intensity(t)])
+
+
+def strong_intensity(patch_size: Sequence[int]) -> ComposeTransforms:
+    """Intensity changes wider and more frequent than nnU-Net's own, then cut-out.
+
+    Args:
+        patch_size: edge lengths of the training patch, voxels. Cut-out blanks one to three
+            rectangles with edges between an eighth and a third of it, to 0 (the mean after
+            z-scoring).
+    """
+    rectangle = tuple((max(1, edge // 8), max(1, edge // 3) + 1) for edge in patch_size)
+    changes: list[tuple[float, BasicTransform]] = [
+        (0.3, GaussianNoiseTransform(noise_variance=(0, 0.2), synchronize_channels=True)),
+        (0.4, GaussianBlurTransform(blur_sigma=(0.5, 1.5), p_per_channel=1)),
+        (0.5, MultiplicativeBrightnessTransform(BGContrast((0.5, 1.5)), False, p_per_channel=1)),
+        (0.5, ContrastTransform(BGContrast((0.5, 1.5)), True, False, p_per_channel=1)),
+        (0.2, GammaTransform(BGContrast((0.5, 2.0)), 1, False, 1, p_retain_stats=1)),
+        (0.5, GammaTransform(BGContrast((0.5, 2.0)), 0, False, 1, p_retain_stats=1)),
+        (0.5, CutOut(rectangle, rectangle_value=0, num_rectangles=(1, 4))),
+    ]
+    return ComposeTransforms([RandomTransform(t, apply_probability=p) for p, t in changes])
+
+
+def make_deterministic(transform: BasicTransform) -> BasicTransform:
+    """Stop Gaussian blurs from choosing their algorithm by a stopwatch.
+
+    batchgeneratorsv2 times convolution against FFT and keeps the faster; the two differ in the
+    last bits, so a continued training would not repeat an undisturbed one.
+    """
+    if isinstance(transform, ComposeTransforms):
+        for child in transform.transforms:
+            make_deterministic(child)
+    elif isinstance(transform, RandomTransform):
+        make_deterministic(transform.transform)
+    elif isinstance(transform, GaussianBlurTransform):
+        transform.benchmark = False
+    return transform

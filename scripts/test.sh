@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Make a virtual environment, install the package, run the tests.
+# Usage: bash scripts/test.sh [arguments for pytest]     VENV=folder to use another environment
+set -euo pipefail
+scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$scripts/venv.sh"
+cd "$scripts/.."
+venv=${VENV:-$PWD/.venv-test}
+make_venv "$venv" "[test]"
+echo "== running the tests"
+"$venv/bin/python" -m pytest "$@"

@@ -1,0 +1,108 @@
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SHARED_ACDC = Path(__file__).resolve().parents[2] / "shared" / "data" / "acdc"
+TINY = "2d_tiny"
+
+
+@pytest.fixture(scope="session")
+def acdc() -> Path:
+    """Real cardiac MRI in nnU-Net's raw layout; tests that want it are skipped without it."""
+    if not SHARED_ACDC.is_dir():
+        pytest.skip(f"no ACDC data at {SHARED_ACDC}")
+    return SHARED_ACDC
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A planned and preprocessed dataset with a labelled / unlabelled / validation split."""
+
+    base: Path
+    name: str
+    split: dict
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.base / "nnUNet_preprocessed" / self.name
+
+    @property
+    def results(self) -> Path:
+        return self.base / "nnUNet_results" / self.name
+
+    @property
+    def case_folder(self) -> Path:
+        return self.preprocessed / f"nnUNetPlans_{TINY}"
+
+    def plans(self) -> dict:
+        return json.loads((self.preprocessed / "nnUNetPlans.json").read_text())
+
+    def dataset_json(self) -> dict:
+        return json.loads((self.preprocessed / "dataset.json").read_text())
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **{f"nnUNet_{f}": str(self.base / f"nnUNet_{f}") for f in
+               ("raw", "preprocessed", "results")},
+            "nnUNet_n_proc_DA": "0",
+            "nnUNet_def_n_proc": "2",
+        }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def prepared_once(acdc: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Twelve end-diastolic ACDC volumes: 4 labelled, 6 unlabelled, 2 in validation."""
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
+
+    cases = sorted(p.name[:-7] for p in (acdc / "labelsTr").glob("*_frame01.nii.gz"))[:12]
+    split = {"train": cases[:4], "unlabelled": cases[4:10], "val": cases[10:]}
+    prepared = Prepared(tmp_path_factory.mktemp("nnunet"), "Dataset901_ACDC", split)
+    raw = prepared.base / "nnUNet_raw" / prepared.name
+    for case in cases:
+        for folder, file in (("imagesTr", f"{case}_0000"), ("labelsTr", case)):
+            (raw / folder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(acdc / folder / f"{file}.nii.gz", raw / folder)
+    dataset = json.loads((acdc / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**dataset, "numTraining": len(cases)}))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in prepared.environment().items():
+            if name != "nnUNet_n_proc_DA":  # the planner crashes under 0
+                patch.setenv(name, value)
+        nnunet.extract_fingerprints([901], num_processes=2, show_progress_bar=False)
+        nnunet.plan_experiments([901])
+        plans = prepared.plans()
+        architecture = json.loads(json.dumps(plans["configurations"]["2d"]["architecture"]))
+        arguments = architecture["arch_kwargs"]
+        for key in ("kernel_sizes", "strides", "n_conv_per_stage"):
+            arguments[key] = arguments[key][:3]
+        arguments.update(
+            n_stages=3, features_per_stage=[8, 16, 32], n_conv_per_stage_decoder=[1, 1]
+        )
+        plans["configurations"][TINY] = {
+            "inherits_from": "2d",
+            "data_identifier": f"nnUNetPlans_{TINY}",
+            "spacing": [3.0, 3.0],
+            "patch_size": [48, 48],
+            "batch_size": 4,
+            "architecture": architecture,
+        }
+        (prepared.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+        (prepared.preprocessed / "splits_final.json").write_text(json.dumps([split]))
+        nnunet.preprocess([901], configurations=[TINY], num_processes=[2], show_progress_bar=False)
+    return prepared
+
+
+@pytest.fixture
+def prepared(prepared_once: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    """A private copy of the prepared dataset, with nnU-Net's environment set to it."""
+    mine = Prepared(tmp_path, prepared_once.name, prepared_once.split)
+    shutil.copytree(prepared_once.base, tmp_path, dirs_exist_ok=True)
+    for name, value in mine.environment().items():
+        monkeypatch.setenv(name, value)
+    os.makedirs(tmp_path / "nnUNet_results", exist_ok=True)
+    return mine

@@ -1,0 +1,21 @@
+"""Found by nnU-Net through nnUNet_extTrainer: our trainers with four short epochs."""
+
+from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+
+
+class FourShortEpochs:
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 4
+        self.num_iterations_per_epoch = 3
+        self.num_val_iterations_per_epoch = 1
+        self.save_every = 1
+
+
+class nnUNetTrainerPLGCL_tiny(FourShortEpochs, nnUNetTrainerPLGCL):
+    pass
+
+
+class nnUNetTrainerMeanTeacher_tiny(FourShortEpochs, nnUNetTrainerMeanTeacher):
+    pass

@@ -1,0 +1,194 @@
+"""Registration in real virtual environments: nnU-Net finds the trainers, and nothing stays behind.
+
+The environments are layered over the installed dependencies: links to everything in this
+interpreter's site-packages but this project itself.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import nnunetv2
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+NAME = "nnUNetTrainerPLGCL"
+LOOK_UP = f"""
+import json, multiprocessing, sys
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+
+def found(_=None):
+    return find({NAME!r}).__module__ + "." + find({NAME!r}).__qualname__
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        spawned = pool.map(found, [0])[0]
+    same = find({NAME!r}) is find({NAME!r})
+    print("RESULT" + json.dumps({{"here": found(), "spawned": spawned, "same": same}}))
+"""
+EXPECTED = f"nnunetv2_plgcl.trainers.{NAME}.{NAME}"
+
+
+class Environment:
+    """A virtual environment that sees the dependencies but not this project."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder / "venv", with_pip=False)
+        self.python = folder / "venv" / "bin" / "python"
+        self.packages = next((folder / "venv" / "lib").glob("python*")) / "site-packages"
+        layer = folder / "dependencies"
+        layer.mkdir()
+        for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+            ours = "nnunetv2_plgcl" in entry.name
+            if not ours and entry.suffix != ".pth" and entry.name != "__pycache__":
+                (layer / entry.name).symlink_to(entry)
+        (self.packages / "dependencies.pth").write_text(f"{layer}\n")
+        self.folder = folder
+
+    def run(self, *arguments: object, **variables: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "PYTH"))}
+        done = subprocess.run(
+            [str(self.python), *map(str, arguments)],
+            env={**environment, "PYTHONWARNINGS": "ignore", **variables},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout
+
+    def pip(self, *arguments: object) -> str:
+        return self.run("-m", "pip", "--no-cache-dir", "--disable-pip-version-check", *arguments)
+
+    def install(self, *what: object) -> None:
+        self.pip("install", "--no-deps", "--no-build-isolation", *what)
+
+    def look_up(self, **variables: str) -> dict:
+        script = self.folder / "look_up.py"
+        script.write_text(LOOK_UP)
+        output = self.run(script, **variables)
+        return json.loads(output[output.index("RESULT") + len("RESULT") :])
+
+    def files(self) -> set[str]:
+        found = (self.folder / "venv").rglob("*")
+        return {str(f.relative_to(self.folder)) for f in found if "__pycache__" not in f.parts}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(folder), str(CHECKOUT)], check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def copy_of_checkout(folder: Path) -> Path:
+    for name in ("nnunetv2_plgcl", "trainers", "packaging"):
+        shutil.copytree(
+            CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, folder)
+    return folder
+
+
+def hash_of_nnunet() -> str:
+    total = hashlib.sha256()
+    for file in sorted(Path(nnunetv2.__path__[0]).rglob("*.py")):
+        total.update(str(file).encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+def test_a_wheel_registers_the_trainers_and_leaves_nothing_behind(environment, wheel):
+    before, nnunet = environment.files(), hash_of_nnunet()
+    environment.install(wheel)
+    assert environment.look_up() == {"here": EXPECTED, "spawned": EXPECTED, "same": True}
+    environment.pip("uninstall", "-y", "nnunetv2-plgcl")
+    assert environment.files() == before
+    assert hash_of_nnunet() == nnunet
+    assert environment.run("-c", "import os; print(os.environ.get('nnUNet_extTrainer'))") == (
+        "None\n"
+    )
+
+
+def test_an_editable_install_registers_follows_edits_and_leaves_nothing_behind(
+    environment, tmp_path
+):
+    before = environment.files()
+    checkout = copy_of_checkout(tmp_path / "checkout")
+    environment.install("-e", checkout)
+    assert environment.look_up() == {"here": EXPECTED, "spawned": EXPECTED, "same": True}
+    with open(checkout / "trainers" / f"{NAME}.py", "a") as stream:
+        stream.write(f"\n\n{NAME}.edited = True\n")
+    read_edit = (
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as f\n"
+        f"print('edited' if f('{NAME}').edited else '')"
+    )
+    assert environment.run("-c", read_edit).endswith("edited\n")
+    environment.pip("uninstall", "-y", "nnunetv2-plgcl")
+    assert environment.files() == before
+
+
+def test_the_users_own_folder_stays_and_comes_first(environment, wheel, tmp_path):
+    environment.install(wheel)
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "own_trainer.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+        f"class {NAME}(nnUNetTrainer):\n    pass\n"
+    )
+    folders = environment.run(
+        "-c", "import os; print(os.environ['nnUNet_extTrainer'])", nnUNet_extTrainer=str(own)
+    )
+    assert folders.strip().split(os.pathsep) == [
+        str(own),
+        str(environment.packages / "nnunetv2_plgcl" / "ext_trainer"),
+    ]
+    assert environment.look_up(nnUNet_extTrainer=str(own))["here"] == f"own_trainer.{NAME}"
+
+
+def test_start_up_imports_nothing_heavy(environment, wheel):
+    modules = "import sys; print(*sorted(sys.modules), sep='\\n')"
+    before = set(environment.run("-c", modules).split())
+    environment.install(wheel)
+    after = set(environment.run("-c", modules).split())
+    assert after - before == {"nnunetv2_plgcl", "nnunetv2_plgcl.registration"}
+
+
+def test_the_folder_passed_on_to_another_environment_offers_nothing(environment):
+    folder = CHECKOUT / "nnunetv2_plgcl" / "ext_trainer"
+    look_up = (
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as f\n"
+        "try:\n    f('SomeTrainer')\nexcept RuntimeError as error:\n    print(error)"
+    )
+    message = environment.run("-c", look_up, nnUNet_extTrainer=str(folder))
+    assert "Could not find requested nnunet trainer SomeTrainer" in message
+
+
+def test_the_documented_fallback_works_without_start_up_file(environment, wheel):
+    environment.install(wheel)
+    (environment.packages / "nnunetv2_plgcl.pth").unlink()
+    (environment.packages / "nnunetv2_plgcl.start").unlink()
+    found = environment.look_up(nnUNet_extTrainer=str(CHECKOUT / "trainers"))
+    assert found["here"] == f"{NAME}.{NAME}"
+
+
+def test_every_trainer_file_holds_the_class_of_its_name():
+    import importlib
+
+    names = sorted(file.stem for file in (CHECKOUT / "trainers").glob("*.py"))
+    assert NAME in names
+    for name in names:
+        module = importlib.import_module(f"nnunetv2_plgcl.trainers.{name}")
+        assert getattr(module, name).__module__ == module.__name__

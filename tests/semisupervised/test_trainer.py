@@ -1,0 +1,170 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from training import make_trainer, tiny
+
+from nnunetv2_plgcl.semisupervised import progress
+from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+
+TRAINERS = [nnUNetTrainerMeanTeacher, nnUNetTrainerPLGCL]
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.student.state_dict().items()}
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), f"{name} differs"
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_both_stages_train_on_real_mri(prepared, trainer_class):
+    trainer = make_trainer(tiny(trainer_class), prepared)
+    trainer.initialize()
+    before = weights(trainer)
+    trainer.run_training()
+    after = weights(trainer)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    log = trainer.logger.local_logger.my_fantastic_logging
+    assert all(len(series) == 3 for series in log.values())
+    assert log["loss_consistency"][0] == 0, "warm-up has no unlabelled patches"
+    assert log["loss_consistency"][1] > 0 and log["loss_consistency"][2] > 0
+    assert log["consistency_rampup"][0] == 0 and log["consistency_rampup"][2] == 1
+    draws = trainer_class is nnUNetTrainerPLGCL
+    assert all((sum(counts) > 0) == draws for counts in log[progress.PATCHES])
+    assert all((value > 0) == draws for value in log["loss_contrastive"])
+
+
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_labels_of_unlabelled_cases_are_never_opened(prepared, trainer_class):
+    def train():
+        shutil.rmtree(prepared.results, ignore_errors=True)
+        trainer = make_trainer(tiny(trainer_class), prepared)
+        trainer.run_training()
+        return weights(trainer)
+
+    with_labels = train()
+    for number, case in enumerate(prepared.split["unlabelled"]):
+        seg, properties = (prepared.case_folder / f"{case}{s}" for s in ("_seg.b2nd", ".pkl"))
+        raw = prepared.base / "nnUNet_raw" / prepared.name / "labelsTr" / f"{case}.nii.gz"
+        ground_truth = prepared.preprocessed / "gt_segmentations" / f"{case}.nii.gz"
+        for file in (seg, properties, raw, ground_truth):
+            if number % 2:
+                file.unlink()
+            else:
+                file.write_bytes(b"not a label")
+    assert_same(train(), with_labels)
+
+
+def test_seed_decides_weights_and_order(prepared):
+    def train(seed):
+        shutil.rmtree(prepared.results, ignore_errors=True)
+        trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 2, 1), prepared, {"seed": seed})
+        trainer.run_training()
+        return weights(trainer)
+
+    first = train(1)
+    assert_same(train(1), first)
+    assert any(not torch.equal(first[name], value) for name, value in train(2).items())
+
+
+def test_warmup_uses_the_full_batch_and_then_it_is_divided(prepared):
+    trainer = make_trainer(tiny(nnUNetTrainerMeanTeacher), prepared, {"labelled_fraction": 0.25})
+    seen = []
+
+    def record(batch):
+        images, _ = trainer.labelled_batch(batch)
+        weak, strong = trainer.unlabelled_views(images)
+        assert weak.shape == strong.shape and set(batch["keys"]) <= set(prepared.split["train"])
+        seen.append((len(images), len(weak)))
+        return type(trainer).train_step(trainer, batch)
+
+    trainer.train_step = record
+    trainer.run_training()
+    assert seen == [(4, 0)] * 2 + [(1, 3)] * 4
+
+
+def test_foreground_is_forced_as_often_as_in_nnunet(prepared):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    trainer = make_trainer(tiny(nnUNetTrainerMeanTeacher), prepared)
+    trainer.initialize()
+    stock = make_trainer(nnUNetTrainer, prepared)
+    stock.initialize()
+    forced = [
+        index >= round(stock.batch_size * (1 - stock.oversample_foreground_percent))
+        for index in range(stock.batch_size)
+    ]
+    assert trainer.oversample_foreground_percent == np.mean(forced)
+
+
+@pytest.mark.parametrize("deployed", ["teacher", "student"])
+def test_validation_and_checkpoint_use_the_deployed_weights(prepared, deployed, tmp_path):
+    trainer = make_trainer(
+        tiny(nnUNetTrainerMeanTeacher, 2, 2), prepared, {"deployed_weights": deployed}
+    )
+    trainer.run_training()
+    student, teacher = trainer.student.state_dict(), trainer.teacher.module.state_dict()
+    expected = {"teacher": teacher, "student": student}[deployed]
+    assert any(not torch.equal(student[name], teacher[name]) for name in student)
+    trainer.save_checkpoint(str(tmp_path / "saved.pth"))
+    saved = torch.load(tmp_path / "saved.pth", weights_only=False)
+    assert_same(saved["network_weights"], expected)
+    with trainer.deployed_weights():
+        assert_same(weights(trainer), {name: value.clone() for name, value in expected.items()})
+    assert_same(saved["plgcl"]["student"], weights(trainer))
+
+
+def test_pretrained_weights_reach_the_teacher(prepared):
+    trainer = make_trainer(tiny(nnUNetTrainerMeanTeacher), prepared)
+    trainer.initialize()
+    with torch.no_grad():  # what load_pretrained_weights does between initialize and training
+        for parameter in trainer.student.parameters():
+            parameter.fill_(0.25)
+    trainer.on_train_start()
+    assert all((parameter == 0.25).all() for parameter in trainer.teacher.module.parameters())
+
+
+def test_a_loss_that_is_not_a_number_stops_the_training_and_spares_the_checkpoint(prepared):
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared)
+
+    def poisoned(logits, target):
+        value = type(trainer).supervised_loss(trainer, logits, target)
+        return value * float("nan") if trainer.current_epoch == 1 else value
+
+    trainer.supervised_loss = poisoned
+    with pytest.raises(RuntimeError, match="not finite in epoch 1.*loss_supervised nan.*--c"):
+        trainer.run_training()
+    saved = torch.load(f"{trainer.output_folder}/checkpoint_latest.pth", weights_only=False)
+    assert saved["current_epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in saved["network_weights"].values())
+
+
+def test_progress_picture_gains_a_panel_of_the_same_width(prepared):
+    import matplotlib.pyplot as plt
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared)
+    trainer.run_training()
+    ours = plt.imread(f"{trainer.output_folder}/progress.png")
+    LocalLogger.plot_progress_png(trainer.logger.local_logger, trainer.output_folder)
+    stock = plt.imread(f"{trainer.output_folder}/progress.png")
+    assert ours.shape[1] == stock.shape[1] and ours.shape[0] > stock.shape[0]
+    np.testing.assert_array_equal(ours[: len(stock), :, :3], stock[..., :3])
+
+
+def test_configuration_is_in_the_log_and_the_debug_file(prepared):
+    import json
+    from pathlib import Path
+
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"temperature": 0.37})
+    trainer.on_train_start()
+    assert '"temperature": 0.37' in Path(trainer.log_file).read_text()
+    debug = json.loads((Path(trainer.output_folder) / "debug.json").read_text())
+    assert "temperature=0.37" in debug["config"]

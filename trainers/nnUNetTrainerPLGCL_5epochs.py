@@ -1,0 +1,18 @@
+import torch
+
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+
+
+class nnUNetTrainerPLGCL_5epochs(nnUNetTrainerPLGCL):
+    """As short as nnU-Net's ``nnUNetTrainer_5epochs``: for demonstrations, not for results."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 5
