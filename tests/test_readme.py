@@ -1,0 +1,16 @@
+from dataclasses import fields
+from pathlib import Path
+
+from nnunetv2_plgcl.config import PLGCLConfig
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_settings_table_names_every_setting_with_its_default():
+    rows = [line.split("|")[1:4] for line in README.splitlines() if line.startswith("| `")]
+    table = {name.strip(" `"): (default.strip(), meaning.strip()) for name, default, meaning in rows}
+    for parameter in fields(PLGCLConfig):
+        default = parameter.default
+        shown = f"{default:.2f}" if parameter.name == "warmup_fraction" else str(default)
+        assert table.pop(parameter.name) == (shown, parameter.metadata["doc"])
+    assert not table, "settings that do not exist"
