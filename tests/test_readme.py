@@ -8,7 +8,8 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def test_the_settings_table_names_every_setting_with_its_default():
     rows = [line.split("|")[1:4] for line in README.splitlines() if line.startswith("| `")]
-    table = {name.strip(" `"): (default.strip(), meaning.strip()) for name, default, meaning in rows}
+    cells = [[cell.strip(" `") for cell in row] for row in rows]
+    table = {name: (default, meaning) for name, default, meaning in cells}
     for parameter in fields(PLGCLConfig):
         default = parameter.default
         shown = f"{default:.2f}" if parameter.name == "warmup_fraction" else str(default)

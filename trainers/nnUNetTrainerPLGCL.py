@@ -62,10 +62,10 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
         self.student_features = EncoderFeatures(self.student, config.feature_stage)
         self.teacher_features = EncoderFeatures(self.teacher.module, config.feature_stage)
         head = ProjectionHead(self.student_features.num_channels)
-        embedder = FeatureEmbedder(head).to(self.device)
-        self.teacher_embedder = EMATeacher(embedder, config.ema_decay)
-        self.embedder = DistributedDataParallel(embedder) if self.is_ddp else embedder
-        self.optimizer.add_param_group({"params": list(embedder.parameters())})
+        self.embedder = FeatureEmbedder(head).to(self.device)
+        self.teacher_embedder = EMATeacher(self.embedder, config.ema_decay)
+        self._embed = DistributedDataParallel(self.embedder) if self.is_ddp else self.embedder
+        self.optimizer.add_param_group({"params": list(self.embedder.parameters())})
         self.positives = ClassMemory(classes, config.memory_length).to(self.device)
         self.negatives = ClassMemory(classes, config.memory_length).to(self.device)
         self.guide = GUIDES[config.guide]()
@@ -103,7 +103,7 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
             confidence: (B_L + B_U, K, *spatial).
             windows: drawn from it.
         """
-        anchors = self.embedder(
+        anchors = self._embed(
             torch.cat((images, strong)), self.student_features.take(), confidence, windows
         )
         with torch.no_grad():
@@ -112,13 +112,16 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
             )
         self.positives.enqueue(keys, windows.valid & windows.positive)
         self.negatives.enqueue(keys, windows.valid & ~windows.positive)
+        if self.guide.two_sided:
+            negatives = self.negatives.entries(), self.negatives.filled()
+        else:
+            negatives = self.positives.of_other_classes()
         return sampled_info_nce(
             anchors,
             windows.valid & windows.positive,
             self.positives.entries(),
             self.positives.filled(),
-            self.negatives.entries(),
-            self.negatives.filled(),
+            *negatives,
             self.config.temperature,
         )
 
@@ -131,8 +134,7 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
 
     def update_teacher(self) -> None:
         super().update_teacher()
-        ddp = isinstance(self.embedder, DistributedDataParallel)
-        self.teacher_embedder.update_parameters(self.embedder.module if ddp else self.embedder)
+        self.teacher_embedder.update_parameters(self.embedder)
 
     def training_state(self) -> dict[str, Any]:
         modules = {name: module.state_dict() for name, module in self._contrast_modules().items()}

@@ -21,6 +21,9 @@ TIE = 1e-6
 class Guide(Protocol):
     """Chooses ``num`` windows for each image and class among the candidates.
 
+    A guide with ``two_sided`` draws positives and negatives. Without, all are positives, and
+    negatives of a class are the positives of the others (``ClassMemory.of_other_classes``).
+
     Args:
         statistics: of all W candidates.
         num: N, windows to draw for each image and class.
@@ -38,6 +41,7 @@ class Guide(Protocol):
     """
 
     needs_similarity: bool
+    two_sided: bool
 
     def __call__(
         self,
@@ -64,6 +68,7 @@ class EntropyGuide:
     """
 
     needs_similarity = False
+    two_sided = True
 
     @torch.no_grad()
     def __call__(
@@ -86,6 +91,7 @@ class ConfidenceGuide:
     """
 
     needs_similarity = False
+    two_sided = True
 
     @torch.no_grad()
     def __call__(
@@ -111,6 +117,7 @@ class LowestEntropyGuide:
     """
 
     needs_similarity = False
+    two_sided = False
 
     @torch.no_grad()
     def __call__(
@@ -141,6 +148,7 @@ class CosineGuide:
     """
 
     needs_similarity = True
+    two_sided = False
 
     @torch.no_grad()
     def __call__(

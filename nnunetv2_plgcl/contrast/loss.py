@@ -46,15 +46,16 @@ def sampled_info_nce(
     """
     _require_positive("temperature", temperature)
     with torch.autocast(anchors.device.type, enabled=False):
-        f = _by_class(anchors, anchor_mask)
-        to_positive = f @ positives.to(f.dtype).mT / temperature
-        to_negative = f @ negatives.to(f.dtype).mT / temperature
-        # The dtype's minimum, not -inf: a row without negatives must not make NaN gradients.
+        f = _by_class(anchors, anchor_mask) / temperature
+        to_positive = f @ positives.to(f.dtype).mT
+        to_negative = f @ negatives.to(f.dtype).mT
+        # The dtype's minimum, not -inf: a row without negatives would make NaN on the way back.
         lowest = torch.finfo(f.dtype).min
         negative = to_negative.masked_fill(~negative_mask[:, None], lowest).logsumexp(-1, True)
         # -log[e^p / (e^p + e^n)] = -log sigmoid(p - n)
-        pairs = -F.logsigmoid(to_positive - negative).masked_fill(~positive_mask[:, None], 0)
-        each = pairs.sum(-1) / positive_mask.sum(-1, keepdim=True).clamp(min=1)
+        share = positive_mask.to(f.dtype) / positive_mask.sum(-1, keepdim=True).clamp(min=1)
+        pairs = F.logsigmoid(to_positive - negative)
+        each = -(pairs @ share[..., None]).squeeze(-1)
         usable = positive_mask.any(-1) & negative_mask.any(-1)
         return _mean(each, _flat_mask(anchor_mask) & usable[:, None])
 

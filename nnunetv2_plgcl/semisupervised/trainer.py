@@ -129,6 +129,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
                 f'least 2 per GPU in the plans, with a smaller "patch_size" if memory is short.'
             )
         self.planned_batch_size = size
+        self._validation_patches = self.num_val_iterations_per_epoch * size
         labelled = round(size * self.config.labelled_fraction)
         self.labelled_batch_size = min(max(labelled, 1), size - 1)
         # nnU-Net forces the last third of a batch onto foreground. In a divided batch that share
@@ -141,7 +142,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         self.dataset_unlabelled = self._open_unlabelled()
-        self._validation_patches = self.num_val_iterations_per_epoch * self.planned_batch_size
         self.print_to_log_file(f"PLGCL configuration: {json.dumps(asdict(self.config))}")
         self.print_to_log_file(
             f"{len(self.dataset_unlabelled.identifiers)} unlabelled cases. {self.warmup_epochs} of "

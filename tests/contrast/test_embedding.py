@@ -106,7 +106,9 @@ def test_features_as_fine_as_the_image_give_the_mean_over_the_masked_window():
     for b, k, n in windows.valid.nonzero().tolist():
         where = oracle.box(windows.start[b, k, n], windows.size)
         mask = (confidence[b, k][where] >= 0.5) == windows.positive[b, k, n]
-        torch.testing.assert_close(result[b, k, n], features[b, :, *where][:, mask].mean(1))
+        torch.testing.assert_close(
+            result[b, k, n], features[b][(slice(None), *where)][:, mask].mean(1)
+        )
 
 
 def test_cells_that_cut_voxels_are_weighted_by_their_area():

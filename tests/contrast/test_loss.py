@@ -156,7 +156,7 @@ def test_both_losses_pass_gradcheck_in_float64():
 
 def _assert_zero_with_zero_gradient(loss: Tensor, anchors: Tensor) -> None:
     assert loss.item() == 0
-    with torch.autograd.detect_anomaly(check_nan=True):  # no NaN on the way either
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way either
         loss.backward()
     assert anchors.grad is not None and (anchors.grad == 0).all()
 

@@ -85,9 +85,15 @@ def test_warmup_uses_the_full_batch_and_then_it_is_divided(prepared):
         seen.append((len(images), len(weak)))
         return type(trainer).train_step(trainer, batch)
 
-    trainer.train_step = record
+    def validate(batch):
+        validated[trainer.current_epoch] += len(batch["data"])
+        return type(trainer).validation_step(trainer, batch)
+
+    validated = [0, 0, 0]
+    trainer.train_step, trainer.validation_step = record, validate
     trainer.run_training()
     assert seen == [(4, 0)] * 2 + [(1, 3)] * 4
+    assert validated == [4, 4, 4], "as many validation patches as with nnU-Net's batch"
 
 
 def test_foreground_is_forced_as_often_as_in_nnunet(prepared):
@@ -157,6 +163,28 @@ def test_progress_picture_gains_a_panel_of_the_same_width(prepared):
     stock = plt.imread(f"{trainer.output_folder}/progress.png")
     assert ours.shape[1] == stock.shape[1] and ours.shape[0] > stock.shape[0]
     np.testing.assert_array_equal(ours[: len(stock), :, :3], stock[..., :3])
+
+
+def test_other_loggers_get_the_series_as_wandb_does(prepared):
+    class Recorder:
+        """The methods of nnU-Net's WandbLogger."""
+
+        def __init__(self):
+            self.config, self.series = {}, {}
+
+        def update_config(self, config):
+            self.config.update(config)
+
+        def log(self, key, value, step):
+            self.series.setdefault(key, []).append((step, float(value)))
+
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared)
+    recorder = Recorder()
+    trainer.logger.loggers.append(recorder)
+    trainer.run_training()
+    for key in (*progress.LOSSES, *progress.SHARES, f"{progress.PATCHES}/class_1"):
+        assert [step for step, _ in recorder.series[key]] == [0, 1, 2]
+    assert recorder.config["plgcl"]["temperature"] == 0.2
 
 
 def test_configuration_is_in_the_log_and_the_debug_file(prepared):
