@@ -6,6 +6,5 @@ where ``pip install -e .`` finds them too.
 
 from pathlib import Path
 
-_checkout = Path(__file__).parents[2]
-if (_checkout / "pyproject.toml").is_file():
-    __path__.append(str(_checkout / "trainers"))
+if not any(Path(__file__).parent.glob("nnUNetTrainer*.py")):
+    __path__.append(str(Path(__file__).parents[2] / "trainers"))

@@ -51,7 +51,7 @@ class Environment:
         (self.packages / "dependencies.pth").write_text(f"{layer}\n")
         self.folder = folder
 
-    def run(self, *arguments: object, **variables: str) -> str:
+    def run(self, *arguments: object, expect: int = 0, **variables: str) -> str:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("nnUNet", "PYTH"))}
         done = subprocess.run(
             [str(self.python), *map(str, arguments)],
@@ -60,7 +60,7 @@ class Environment:
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-4000:]
         return done.stdout
 
     def pip(self, *arguments: object) -> str:
@@ -76,8 +76,9 @@ class Environment:
         return json.loads(output[output.index("RESULT") + len("RESULT") :])
 
     def files(self) -> set[str]:
-        found = (self.folder / "venv").rglob("*")
-        return {str(f.relative_to(self.folder)) for f in found if "__pycache__" not in f.parts}
+        """Every path in the environment; of the compiled files only ours."""
+        found = (str(f.relative_to(self.folder)) for f in (self.folder / "venv").rglob("*"))
+        return {f for f in found if "__pycache__" not in f or "nnunetv2_plgcl" in f}
 
 
 @pytest.fixture
@@ -156,6 +157,17 @@ def test_the_users_own_folder_stays_and_comes_first(environment, wheel, tmp_path
         str(environment.packages / "nnunetv2_plgcl" / "ext_trainer"),
     ]
     assert environment.look_up(nnUNet_extTrainer=str(own))["here"] == f"own_trainer.{NAME}"
+
+
+def test_the_console_script_of_nnunet_finds_the_trainer(environment, wheel):
+    environment.install(wheel)
+    train = "from nnunetv2.run.run_training import run_training_entry; run_training_entry()"
+    folders = {f"nnUNet_{name}": str(environment.folder) for name in ("raw", "preprocessed")}
+    output = environment.run(
+        "-c", train, "1", "2d", "0", "-tr", NAME, "-device", "cpu", expect=1,
+        nnUNet_results=str(environment.folder), **folders,
+    )  # fmt: skip
+    assert f"Using trainer '{NAME}' from: " in output  # and then there is no dataset 1
 
 
 def test_start_up_imports_nothing_heavy(environment, wheel):
