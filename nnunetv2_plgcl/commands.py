@@ -1,0 +1,89 @@
+"""Console commands: arguments in, library calls, one line on stderr when it cannot be done."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def split(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_plgcl_split``."""
+    from nnunetv2_plgcl.datasets import split as library
+
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_plgcl_split",
+        description="Write a labelled / unlabelled / validation split by patient into "
+        "splits_final.json. nnUNetTrainer on the same fold trains on the labelled cases alone.",
+    )
+    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name")
+    parser.add_argument(
+        "--labelled", required=True, nargs="+", metavar="AMOUNT|NAME",
+        help="with a decimal point the fraction of the groups outside validation (0.1), without "
+        "one a number of groups (7; 1 is one group), or names of groups or cases",
+    )  # fmt: skip
+    parser.add_argument(
+        "--val", nargs="+", default=["0.2"], metavar="AMOUNT|NAME",
+        help="validation groups: fraction of all groups, number, or names (default 0.2)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--group-by", metavar="REGEX",
+        help=r"what in a case name is the patient, e.g. 'patient\d+' (default: guessed)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--folds", type=int, default=1,
+        help="with different validation sets, or different labelled ones if --val names cases",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--force", action="store_true", help="replace another split (kept as backup)"
+    )
+    args = parser.parse_args(argv)
+
+    try:
+        name, cases = library.training_cases(args.d)
+        file = library.split_file(name)
+        pattern = args.group_by or library.guess_group_pattern(cases)
+        groups = library.group_cases(cases, pattern)
+        print(f"{name}: {library.describe_groups(groups, pattern, guessed=not args.group_by)}")
+        folds = library.make_split(
+            cases, library.parse_amount(args.labelled), library.parse_amount(args.val),
+            group_by=pattern, folds=args.folds, seed=args.seed,
+        )  # fmt: skip
+        for sentence in library.describe_pulled([*args.labelled, *args.val], groups):
+            print(sentence)
+        for number, fold in enumerate(folds):
+            print(f"fold {number}: {library.describe_fold(fold, groups)}")
+        if library.read_split(file) == folds:
+            print(f"Nothing to do: {file} already holds this split (seed {args.seed}).")
+        else:
+            backup = library.write_split(file, folds, args.force)
+            print(f"Written (seed {args.seed}): {file}")
+            if backup:
+                print(f"The earlier split is kept in {backup}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    print(f"Next: nnUNetv2_train {args.d} 2d 0 -tr nnUNetTrainerPLGCL")
+
+
+def demo(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_plgcl_demo``."""
+    from nnunetv2_plgcl.demo import run_demo
+
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_plgcl_demo",
+        description="Train nnU-Net and PLGCL on a generated phantom and compare them: no data and "
+        "no GPU needed, about five minutes on two cores. Your own nnU-Net folders stay untouched.",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("plgcl_demo"), help="default: %(default)s"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo there")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu")
+    args = parser.parse_args(argv)
+
+    try:
+        run_demo(args.output, args.overwrite, args.device)
+    except (FileExistsError, RuntimeError) as error:
+        sys.exit(f"{parser.prog}: {error}")

@@ -1,0 +1,1 @@
+"""Datasets in nnU-Net's layout: splitting them, generating one."""

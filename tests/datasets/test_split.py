@@ -1,0 +1,261 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nnunetv2_plgcl import commands
+from nnunetv2_plgcl.datasets.split import (
+    group_cases,
+    guess_group_pattern,
+    make_split,
+    parse_amount,
+    write_split,
+)
+
+PARTS = {"train", "val", "unlabelled"}
+
+
+def patients(number: int, visits: int = 2) -> list[str]:
+    return [f"patient{p:03d}_frame{v:02d}" for p in range(number) for v in range(visits)]
+
+
+def patients_of(cases: list[str]) -> set[str]:
+    return {case.split("_")[0] for case in cases}
+
+
+@pytest.fixture
+def acdc_cases(acdc: Path) -> list[str]:
+    return [file.name[: -len(".nii.gz")] for file in (acdc / "labelsTr").iterdir()]
+
+
+@pytest.fixture
+def folders(acdc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """nnU-Net folders in which ACDC has number 27; returns its preprocessed folder."""
+    for folder in ("raw", "preprocessed", "results"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path / folder))
+    (tmp_path / "raw" / "Dataset027_ACDC").symlink_to(acdc, target_is_directory=True)
+    preprocessed = tmp_path / "preprocessed" / "Dataset027_ACDC"
+    preprocessed.mkdir()
+    return preprocessed
+
+
+def failure(*argv: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        commands.split([str(a) for a in argv])
+    message = stopped.value.code
+    assert isinstance(message, str) and "\n" not in message, "one line, exit status 1"
+    return message
+
+
+@pytest.mark.parametrize(
+    ("names", "example", "group", "number"),
+    [
+        (["patient001_frame01", "patient001_frame12", "patient002_frame01"], 0, "patient001", 2),
+        (["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1"], 1, "sub-01", 2),
+        (["BRATS_001_t1", "BRATS_001_t2", "BRATS_002_t1"], 0, "BRATS_001", 2),
+        (["A0S9V9_ED", "A0S9V9_ES", "B1D0Q7_ED"], 0, "A0S9V9", 2),
+        (["case_00000", "case_00001", "case_00002"], 2, "case_00002", 3),
+        (["train_1", "train_2", "test_1"], 0, "train_1", 3),
+        (["only"], 0, "only", 1),
+    ],
+)
+def test_patients_are_guessed_from_names_as_datasets_have_them(names, example, group, number):
+    groups = group_cases(names, guess_group_pattern(names))
+    assert names[example] in groups[group] and len(groups) == number
+
+
+def test_real_names_group_by_patient(acdc_cases):
+    pattern = guess_group_pattern(acdc_cases)
+    assert pattern == r"patient\d+"
+    groups = group_cases(acdc_cases, pattern)
+    assert len(groups) == 80 and {len(members) for members in groups.values()} == {2}
+
+
+def test_standard_acdc_split_is_reproduced_from_the_names_of_its_patients(acdc, acdc_cases):
+    standard = json.loads((acdc / "split.json").read_text())
+    for number in ("3", "7", "14"):
+        labelled = standard["labelled"][number]
+        (fold,) = make_split(acdc_cases, sorted(patients_of(labelled)), standard["val"])
+        assert fold["train"] == sorted(labelled)
+        assert fold["val"] == sorted(standard["val"])
+        assert fold["unlabelled"] == sorted(set(standard["train"]) - set(labelled))
+
+
+def test_tenth_of_seventy_training_patients_is_seven(acdc, acdc_cases):
+    (fold,) = make_split(acdc_cases, 0.1, json.loads((acdc / "split.json").read_text())["val"])
+    assert len(patients_of(fold["train"])) == 7 and len(fold["train"]) == 14
+    assert len(fold["unlabelled"]) == 126
+
+
+@given(
+    number=st.integers(4, 30),
+    visits=st.integers(1, 3),
+    labelled=st.one_of(st.integers(1, 40), st.floats(0.01, 0.99)),
+    val=st.one_of(st.integers(1, 40), st.floats(0.01, 0.99)),
+    folds=st.integers(1, 6),
+    seed=st.integers(0, 9),
+    data=st.data(),
+)
+def test_parts_cover_all_cases_and_share_no_patient(
+    number, visits, labelled, val, folds, seed, data
+):
+    cases = patients(number, visits)
+    options = {"folds": folds, "seed": seed, "group_by": r"patient\d+"}
+    try:
+        split = make_split(cases, labelled, val, **options)
+    except ValueError:
+        return  # refusals have tests of their own; a split that is made must be right
+    assert len(split) == folds
+    for fold in split:
+        assert set(fold) == PARTS and all(fold.values())
+        assert sorted(case for part in fold.values() for case in part) == sorted(cases)
+        assert sum(len(patients_of(part)) for part in fold.values()) == number
+        if isinstance(labelled, int):
+            assert len(patients_of(fold["train"])) == labelled
+        if isinstance(val, int):
+            assert len(patients_of(fold["val"])) == val
+    assert len({tuple(fold["val"]) for fold in split}) == folds
+    shuffled = data.draw(st.permutations(cases))
+    assert make_split(shuffled, labelled, val, **options) == split
+
+
+def test_another_seed_gives_another_split():
+    assert make_split(patients(20), 3) != make_split(patients(20), 3, seed=1)
+
+
+def test_folds_are_a_cross_validation():
+    split = make_split(patients(20), 3, 0.2, folds=5)
+    assert sorted(case for fold in split for case in fold["val"]) == patients(20)
+
+
+def test_folds_with_named_validation_share_it_and_differ_in_labelled_patients():
+    split = make_split(patients(14), 4, ["patient000", "patient001"], folds=3)
+    assert {tuple(fold["val"]) for fold in split} == {tuple(patients(2))}
+    labelled = [patients_of(fold["train"]) for fold in split]
+    assert len(set.union(*labelled)) == 12, "three times four different patients"
+
+
+def test_named_labelled_patients_are_never_drawn_for_validation():
+    for fold in make_split(patients(5), ["patient002", "patient003"], 2, folds=3):
+        assert patients_of(fold["train"]) == {"patient002", "patient003"}
+
+
+@given(more=st.integers(2, 14), seed=st.integers(0, 5))
+def test_fewer_labelled_patients_are_part_of_more(more, seed):
+    small, large = (make_split(patients(20), n, seed=seed)[0] for n in (more - 1, more))
+    assert small["val"] == large["val"] and set(small["train"]) < set(large["train"])
+
+
+@pytest.mark.parametrize(
+    ("word", "amount"), [("1", 1), ("1.0", 1.0), (".5", 0.5), ("p1", ["p1"]), ("1e3", ["1e3"])]
+)
+def test_decimal_point_tells_a_fraction_from_a_number(word, amount):
+    parsed = parse_amount([word])
+    assert parsed == amount and type(parsed) is type(amount)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labelled": 1.0}, "between 0 and 1"),
+        ({"labelled": 0}, "At least one labelled group"),
+        ({"labelled": 0.01}, r"At least one labelled group is needed, not 0 \(0.01 of 8 groups\)"),
+        ({"labelled": 8}, "8 labelled groups are wanted, but of 8"),
+        ({"labelled": 1, "val": 0}, "At least one validation group"),
+        ({"labelled": 1, "val": 10}, "10 validation groups are wanted"),
+        ({"labelled": 1, "val": 9}, "1 labelled groups are wanted, but of 1 "),
+        ({"labelled": ["patient000"], "val": 9}, "9 validation groups are wanted, but of 9 "),
+        ({"labelled": [f"patient00{i}" for i in range(9)], "val": ["patient009"]}, "unlabelled"),
+        ({"labelled": ["patient000"], "val": ["patient000_frame01"]}, "patient000 is named both"),
+        ({"labelled": ["patient08"]}, "no group or case patient08. The nearest is patient008"),
+        ({"labelled": ["patient000"], "val": ["patient001"], "folds": 2}, "would be the same"),
+        ({"labelled": 7, "val": ["patient001", "patient002"], "folds": 9}, "in 8 ways only"),
+        ({"labelled": 1, "folds": 0}, "folds must be at least 1"),
+        ({"labelled": 1, "seed": -1}, "seed must not be negative"),
+        ({"labelled": 1, "group_by": r"patient00[0-8]"}, "no group in case patient009_frame00"),
+        ({"labelled": 1, "group_by": "("}, "not a regular expression"),
+    ],
+)
+def test_impossible_splits_are_refused_with_the_reason(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_split(patients(10), **arguments)
+
+
+def test_case_listed_twice_is_refused():
+    with pytest.raises(ValueError, match="b is listed twice"):
+        make_split(["a", "b", "b", "c", "d"], 1)
+
+
+def test_brackets_in_the_pattern_name_the_group():
+    assert group_cases(["x_a_1", "y_a_2"], r"_(a)_") == {"a": ["x_a_1", "y_a_2"]}
+
+
+def test_installed_command_writes_what_nnunet_reads(folders):
+    command = Path(sys.executable).with_name("nnUNetv2_plgcl_split")
+    done = subprocess.run(
+        [command, "-d", "27", "--labelled", "0.1", "--folds", "2", "--seed", "3"],
+        capture_output=True, text=True, env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "80 groups by 'patient\\d+', guessed" in done.stdout
+    assert "fold 1: labelled 12 cases of 6 groups, unlabelled 116 cases of 58" in done.stdout
+    assert "seed 3" in done.stdout and str(folders / "splits_final.json") in done.stdout
+    assert "nnUNetv2_train 27 2d 0 -tr nnUNetTrainerPLGCL" in done.stdout
+    split = json.loads((folders / "splits_final.json").read_text())
+    assert len(split) == 2 and all(set(fold) == PARTS for fold in split)
+    assert [file.name for file in folders.iterdir()] == ["splits_final.json"]
+
+
+def test_same_split_again_changes_nothing_and_another_needs_force(folders, capsys):
+    file = folders / "splits_final.json"
+    commands.split(["-d", "27", "--labelled", "7"])
+    first = file.read_bytes()
+    commands.split(["-d", "Dataset027_ACDC", "--labelled", "7"])
+    assert "Nothing to do" in capsys.readouterr().out and file.read_bytes() == first
+    assert "--force" in failure("-d", 27, "--labelled", 14)
+    assert file.read_bytes() == first
+    commands.split(["-d", "27", "--labelled", "14", "--force"])
+    second = file.read_bytes()
+    commands.split(["-d", "27", "--labelled", "3", "--force"])
+    assert (folders / "splits_final.backup1.json").read_bytes() == first
+    assert (folders / "splits_final.backup2.json").read_bytes() == second
+    assert len(list(folders.iterdir())) == 3
+
+
+def test_named_case_brings_its_patient_and_the_command_says_so(folders, capsys):
+    commands.split(["-d", "27", "--labelled", "patient002_frame01", "--val", "10"])
+    assert (
+        "patient002_frame01 brings the rest of patient002: patient002_frame02"
+        in capsys.readouterr().out
+    )
+    (fold,) = json.loads((folders / "splits_final.json").read_text())
+    assert fold["train"] == ["patient002_frame01", "patient002_frame02"]
+
+
+def test_user_errors_are_one_line(folders, monkeypatch):
+    assert "no dataset 28" in failure("-d", 28, "--labelled", 7)
+    assert "no dataset Dataset027_Other" in failure("-d", "Dataset027_Other", "--labelled", 7)
+    assert "no dataset heart" in failure("-d", "heart", "--labelled", 7)
+    assert "labelled groups are wanted" in failure("-d", 27, "--labelled", 64)
+    assert "'frame01' finds no group in case patient002_frame02" in failure(
+        "-d", 27, "--labelled", 7, "--group-by", "frame01"
+    )
+    folders.rmdir()
+    assert "nnUNetv2_plan_and_preprocess -d 27" in failure("-d", 27, "--labelled", 7)
+    monkeypatch.delenv("nnUNet_raw")
+    assert "nnUNet_raw is not set" in failure("-d", 27, "--labelled", 7)
+
+
+def test_failed_write_leaves_the_old_split_and_no_half_file(tmp_path):
+    file = tmp_path / "splits_final.json"
+    file.write_text("old")
+    with pytest.raises(TypeError):
+        write_split(file, [{"train": [object()]}], force=True)  # type: ignore[list-item]
+    assert file.read_text() == "old"
+    assert not list(tmp_path.glob("*.tmp"))
