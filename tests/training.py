@@ -10,8 +10,11 @@ import torch
 from conftest import TINY, Prepared
 
 
-def tiny(trainer_class: type, epochs: int = 3, iterations: int = 2) -> type:
-    """The same trainer with a few short epochs, one validation iteration and a checkpoint each."""
+def tiny(trainer_class: type, epochs: int = 3, iterations: int = 2, picture: bool = False) -> type:
+    """The same trainer with a few short epochs, one validation iteration and a checkpoint each.
+
+    Drawing progress.png takes longer than such an epoch, so it is left out unless asked for.
+    """
 
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cpu")):
         trainer_class.__init__(self, plans, configuration, fold, dataset_json, device)
@@ -19,6 +22,8 @@ def tiny(trainer_class: type, epochs: int = 3, iterations: int = 2) -> type:
         self.num_iterations_per_epoch = iterations
         self.num_val_iterations_per_epoch = 1
         self.save_every = 1
+        if not picture:
+            self.logger.plot_progress_png = lambda folder: None
 
     return type(trainer_class.__name__, (trainer_class,), {"__init__": __init__})
 

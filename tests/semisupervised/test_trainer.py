@@ -156,7 +156,7 @@ def test_progress_picture_gains_a_panel_of_the_same_width(prepared):
     import matplotlib.pyplot as plt
     from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
-    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared)
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 2, 1, picture=True), prepared)
     trainer.run_training()
     ours = plt.imread(f"{trainer.output_folder}/progress.png")
     LocalLogger.plot_progress_png(trainer.logger.local_logger, trainer.output_folder)
