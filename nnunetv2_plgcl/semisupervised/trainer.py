@@ -157,7 +157,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
     # ---- data --------------------------------------------------------------------------------
 
     def _open_unlabelled(self) -> UnlabelledDataset:
-        self.do_split()  # nnU-Net writes the split where there is none
         splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         splits = json.loads(splits_file.read_text()) if splits_file.is_file() else []
         dataset_name = self.plans_manager.dataset_name

@@ -28,6 +28,15 @@ def test_no_unlabelled_case(prepared, unlabelled):
         start(prepared)
 
 
+def test_no_split_at_all(prepared):
+    """nnU-Net would write a split of its own, and nnUNetv2_plgcl_split would not replace it."""
+    file = prepared.preprocessed / "splits_final.json"
+    file.unlink()
+    with pytest.raises(ValueError, match="Fold 0 is not in .*nnUNetv2_plgcl_split"):
+        start(prepared)
+    assert not file.exists()
+
+
 def test_fold_all_has_no_unlabelled_case(prepared):
     with pytest.raises(ValueError, match="Fold all is not in .*nnUNetv2_plgcl_split"):
         start(prepared, fold="all")
