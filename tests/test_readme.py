@@ -4,10 +4,11 @@ from pathlib import Path
 from nnunetv2_plgcl.config import PLGCLConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+SETTINGS = README[README.index("### Settings") : README.index("### Stop and go on")]
 
 
 def test_the_settings_table_names_every_setting_with_its_default():
-    rows = [line.split("|")[1:4] for line in README.splitlines() if line.startswith("| `")]
+    rows = [line.split("|")[1:4] for line in SETTINGS.splitlines() if line.startswith("| `")]
     cells = [[cell.strip(" `") for cell in row] for row in rows]
     table = {name: (default, meaning) for name, default, meaning in cells}
     for parameter in fields(PLGCLConfig):

@@ -54,7 +54,10 @@ def nnunet_command(name: str, *arguments: object) -> list[str]:
 
 def command_environment(prepared: Prepared) -> dict[str, str]:
     """Environment for commands on the prepared dataset; finds the tiny trainers too."""
-    return {**os.environ, **prepared.environment(), "nnUNet_extTrainer": str(EXT_TRAINERS)}
+    # waiting threads must not spin where other processes want the cores
+    passive = {"OMP_WAIT_POLICY": "PASSIVE"}
+    ours = {**prepared.environment(), "nnUNet_extTrainer": str(EXT_TRAINERS)}
+    return {**os.environ, **passive, **ours}
 
 
 def assert_equal_to_the_bit(a: object, b: object, where: str = "checkpoint") -> None:

@@ -12,10 +12,11 @@ TensorList = tuple[Tensor, ...] | list[Tensor]
 class EMATeacher(AveragedModel):
     """EMA copy of a module; ``teacher(x)`` runs the copy, without gradient.
 
-    The decay at update t (counted from 0) is ``min(decay, 1 - 1 / (t + 1))``: the first update
-    copies the student, and short runs are averaged over their own length. Source: poster step 6,
-    decay from the authors' code, ramp ours. Parameters are averaged once each, even where modules
-    are registered under several names; buffers follow the student.
+    The first update copies the student. From then on the decay at update t is
+    ``min(decay, (1 + t) / (10 + t))``: a short run is averaged over its last tenth. The slower
+    ramp 1 - 1 / (t + 1) would average it over its whole length, untrained weights included.
+    Source: poster step 6, decay from the authors' code, ramp ours. Parameters are averaged once
+    each, even where modules are registered under several names; buffers follow the student.
 
     Args:
         student: the module to follow; it is deep-copied, so hook and wrap it afterwards.
@@ -31,7 +32,8 @@ class EMATeacher(AveragedModel):
     @property
     def decay(self) -> float:
         """Decay that the next update will use. Reads a counter on the host: no synchronisation."""
-        return min(self._final_decay, 1 - 1 / (int(self.n_averaged) + 1))
+        updates = int(self.n_averaged)
+        return min(self._final_decay, (1 + updates) / (10 + updates)) if updates else 0.0
 
     @torch.no_grad()
     def _move_average(

@@ -25,7 +25,7 @@ def test_teacher_is_the_ramped_exponential_moving_average(decay):
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter.add_(torch.randn_like(parameter))
-        alpha = min(decay, 1 - 1 / (step + 1))
+        alpha = min(decay, (1 + step) / (10 + step)) if step else 0.0
         assert teacher.decay == pytest.approx(alpha)
         teacher.update_parameters(student)
         now = {name: value.double() for name, value in student.named_parameters()}
