@@ -7,5 +7,7 @@ source "$scripts/venv.sh"
 cd "$scripts/.."
 venv=${VENV:-$PWD/.venv-test}
 make_venv "$venv" "[test]"
+# several processes share the cores: their waiting threads must not spin
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 echo "== running the tests"
 "$venv/bin/python" -m pytest "$@"

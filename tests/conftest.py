@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from nnunetv2_plgcl.datasets.phantom import write_phantom
+
 SHARED_ACDC = Path(__file__).resolve().parents[2] / "shared" / "data" / "acdc"
 TINY = "2d_tiny"
 
@@ -53,21 +55,29 @@ class Prepared:
         }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def prepared_once(acdc: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """Twelve end-diastolic ACDC volumes: 4 labelled, 6 unlabelled, 2 in validation."""
-    from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
-
-    cases = sorted(p.name[:-7] for p in (acdc / "labelsTr").glob("*_frame01.nii.gz"))[:12]
-    split = {"train": cases[:4], "unlabelled": cases[4:10], "val": cases[10:]}
-    prepared = Prepared(tmp_path_factory.mktemp("nnunet"), "Dataset901_ACDC", split)
-    raw = prepared.base / "nnUNet_raw" / prepared.name
+def write_raw_dataset(raw: Path) -> list[str]:
+    """Twelve volumes in nnU-Net's raw layout: real MRI where it is at hand, else the phantom."""
+    if not SHARED_ACDC.is_dir():
+        return write_phantom(raw, training=6, test=0)
+    cases = sorted(p.name[:-7] for p in (SHARED_ACDC / "labelsTr").glob("*_frame01.nii.gz"))[:12]
     for case in cases:
         for folder, file in (("imagesTr", f"{case}_0000"), ("labelsTr", case)):
             (raw / folder).mkdir(parents=True, exist_ok=True)
-            shutil.copy(acdc / folder / f"{file}.nii.gz", raw / folder)
-    dataset = json.loads((acdc / "dataset.json").read_text())
+            shutil.copy(SHARED_ACDC / folder / f"{file}.nii.gz", raw / folder)
+    dataset = json.loads((SHARED_ACDC / "dataset.json").read_text())
     (raw / "dataset.json").write_text(json.dumps({**dataset, "numTraining": len(cases)}))
+    return cases
+
+
+@pytest.fixture(scope="session")
+def prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Twelve volumes: 4 labelled, 6 unlabelled, 2 in validation."""
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
+
+    base, name = tmp_path_factory.mktemp("nnunet"), "Dataset901_Heart"
+    cases = write_raw_dataset(base / "nnUNet_raw" / name)
+    split = {"train": cases[:4], "unlabelled": cases[4:10], "val": cases[10:]}
+    prepared = Prepared(base, name, split)
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in prepared.environment().items():
