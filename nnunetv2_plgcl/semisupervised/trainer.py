@@ -67,7 +67,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         ValueError: no unlabelled case; a case both unlabelled and labelled or in validation;
             a batch that cannot be divided; a bad configuration; a foreign checkpoint.
         TypeError: a configuration value of the wrong type.
-        FileNotFoundError: an unlabelled case that was never preprocessed.
+        FileNotFoundError: a configuration or an unlabelled case that was never preprocessed.
         NotImplementedError: cascades; data not preprocessed to Blosc2.
         RuntimeError: an unreadable checkpoint. During training: losses that stay NaN.
     """
@@ -98,6 +98,13 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
                 f"Configuration {self.configuration_name} is the second stage of a cascade: it "
                 f"needs the first stage's segmentation of every unlabelled case, which nnU-Net "
                 f"does not write. Train 3d_fullres or 3d_lowres instead."
+            )
+        if not Path(self.preprocessed_dataset_folder).is_dir():
+            raise FileNotFoundError(
+                f"Nothing is preprocessed for configuration {self.configuration_name}: there is "
+                f"no folder {self.preprocessed_dataset_folder}. Run: nnUNetv2_preprocess "
+                f"-d {self.plans_manager.dataset_name[7:10]} -c {self.configuration_name} "
+                f"-plans_name {self.plans_manager.plans_name}"
             )
         _seed_everything(self.config.seed)
         super().initialize()
@@ -159,13 +166,13 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
     def _open_unlabelled(self) -> UnlabelledDataset:
         splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
         splits = json.loads(splits_file.read_text()) if splits_file.is_file() else []
-        dataset_name = self.plans_manager.dataset_name
-        cases = unlabelled_cases(splits, self.fold, splits_file, dataset_name)
+        dataset_id = self.plans_manager.dataset_name[7:10]
+        cases = unlabelled_cases(splits, self.fold, splits_file, dataset_id)
         return unlabelled_dataset(
             cases,
             Path(self.preprocessed_dataset_folder),
             self.dataset_class,
-            dataset_name,
+            dataset_id,
             self.configuration_name,
             self.plans_manager.plans_name,
         )

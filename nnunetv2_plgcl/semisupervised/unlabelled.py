@@ -35,7 +35,7 @@ class UnlabelledDataset(nnUNetDatasetBlosc2):
 
 
 def unlabelled_cases(
-    splits: Sequence[dict], fold: int | str, splits_file: Path, dataset_name: str
+    splits: Sequence[dict], fold: int | str, splits_file: Path, dataset_id: str
 ) -> list[str]:
     """Cases that the fold lists under its third key, ``"unlabelled"``.
 
@@ -46,8 +46,7 @@ def unlabelled_cases(
             validation, or names one twice.
     """
     mend = (
-        f"Write a split with unlabelled cases: nnUNetv2_plgcl_split -d {dataset_name} "
-        f"--labelled 0.1"
+        f"Write a split with unlabelled cases: nnUNetv2_plgcl_split -d {dataset_id} --labelled 0.1"
     )
     if not isinstance(fold, int) or fold >= len(splits):
         raise ValueError(f"Fold {fold} is not in {splits_file}, so no case is unlabelled. {mend}")
@@ -72,7 +71,7 @@ def unlabelled_dataset(
     cases: Sequence[str],
     folder: Path,
     dataset_class: type[nnUNetBaseDataset],
-    dataset_name: str,
+    dataset_id: str,
     configuration: str,
     plans_name: str,
 ) -> UnlabelledDataset:
@@ -82,7 +81,7 @@ def unlabelled_dataset(
         FileNotFoundError: a case was never preprocessed for this configuration.
         NotImplementedError: the preprocessed files are not in nnU-Net's Blosc2 format.
     """
-    mend = f"nnUNetv2_preprocess -d {dataset_name} -c {configuration} -plans_name {plans_name}"
+    mend = f"nnUNetv2_preprocess -d {dataset_id} -c {configuration} -plans_name {plans_name}"
     if not issubclass(dataset_class, nnUNetDatasetBlosc2):
         raise NotImplementedError(
             f"Unlabelled cases are read from Blosc2 files (.b2nd), but {folder} holds "

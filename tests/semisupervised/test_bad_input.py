@@ -70,6 +70,11 @@ def test_an_unlabelled_case_that_was_never_preprocessed(prepared):
         start(prepared)
 
 
+def test_a_configuration_that_was_never_preprocessed(prepared):
+    with pytest.raises(FileNotFoundError, match=f"nnUNetv2_preprocess -d 901 -c {TINY}"):
+        start(prepared, data_identifier="nnUNetPlans_other")
+
+
 def test_a_batch_of_one_cannot_be_divided(prepared):
     with pytest.raises(ValueError, match='batch size .* is 1 .*Set "batch_size" to at least 2'):
         start(prepared, batch_size=1)
