@@ -125,7 +125,7 @@ def add_small_configuration(plans_file: Path) -> None:
         "inherits_from": "2d",
         "data_identifier": f"{plans['plans_name']}_{CONFIGURATION}",
         "patch_size": [64, 64],
-        "batch_size": 8,
+        "batch_size": 4,
         "architecture": architecture,
     }
     plans_file.write_text(json.dumps(plans, indent=4))

@@ -112,7 +112,7 @@ def test_training_environment_is_the_callers_but_for_nnunet(monkeypatch):
     assert train["nnUNet_raw"] == plan["nnUNet_raw"] == "/demo/nnUNet_raw"
     assert train["nnUNet_n_proc_DA"] == "0" and "nnUNet_n_proc_DA" not in plan
     assert train["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert os.getenv("nnUNet_raw") == "/of/the/user"  # noqa: SIM112, nnU-Net's name
+    assert os.getenv("nnUNet_raw") == "/of/the/user"
 
 
 def test_table_has_every_class_and_method():
