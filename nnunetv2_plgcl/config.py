@@ -72,13 +72,34 @@ class PLGCLConfig:
     window_fraction: float = _parameter(
         0.25, "edge of a window as a share of the training patch's edge [ours]", 0, 1, None, True
     )
-    feature_stage: int = _parameter(
-        -2, "encoder stage whose feature maps are pooled into embeddings, 0 = finest [ours]"
-    )
     guide: str = _parameter(
         "entropy",
         "what draws the windows [poster, second ablation]",
-        choices=("entropy", "lowest_entropy", "confidence"),
+        choices=("entropy", "lowest_entropy", "confidence", "cosine"),
+    )
+    embedding: str = _parameter(
+        "feature",
+        "pool feature maps inside a window [ours], or encode the crop again [authors' code]",
+        choices=("feature", "crop"),
+    )
+    feature_stages: tuple[int, ...] = _parameter(
+        (-2,), "encoder stages that feature embedding pools, 0 the finest, -1 the coarsest [ours]"
+    )
+    expectation: str = _parameter(
+        "sampled",
+        "InfoNCE over sampled pairs [poster], or its closed-form bound [authors' code]",
+        choices=("sampled", "closed_form"),
+    )
+    covariance_scale: float = _parameter(
+        4.0, "lambda of the closed form at the end of its linear ramp-up [authors' code]", 0
+    )
+    negatives_per_class: float = _parameter(
+        1.0,
+        "negatives that the closed form counts for each other class [ours]",
+        0,
+        None,
+        None,
+        True,
     )
     deployed_weights: str = _parameter(
         "teacher",
@@ -94,11 +115,14 @@ class PLGCLConfig:
 def _validate(name: str, value: Any, parameter: Any) -> None:
     rule = parameter.metadata
     types: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
-    expected = types[parameter.type]
-    if not isinstance(value, expected) or isinstance(value, bool):
+    several = isinstance(parameter.default, tuple)
+    kind = "int" if several else parameter.type
+    items = value if several and isinstance(value, tuple) else (value,)
+    fits = isinstance(value, tuple) == several
+    if not fits or any(not isinstance(x, types[kind]) or isinstance(x, bool) for x in items):
         raise TypeError(
-            f"'{name}' must be of type {parameter.type}, got {value!r} "
-            f"({type(value).__name__}). It is the {rule['doc']}."
+            f"'{name}' must be of type {f'list of {kind}' if several else kind}, got {value!r} "
+            f"({type(value).__name__}). It stands for: {rule['doc']}."
         )
     if rule["choices"] is not None and value not in rule["choices"]:
         raise ValueError(f"'{name}' must be one of {', '.join(rule['choices'])}, got {value!r}.")
@@ -147,4 +171,6 @@ def config_from_plans(
                 f"The plans set '{key}' to {given[key]!r}, but this trainer stands for {value!r}. "
                 f"Remove '{key}' from '{PLANS_KEY}' in the plans or use another trainer."
             )
-    return PLGCLConfig(**{**given, **fixed})
+    values = {**given, **fixed}
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return PLGCLConfig(**{**values, **lists})

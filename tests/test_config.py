@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -18,6 +19,12 @@ def test_any_subset_can_be_set_in_the_plans():
     assert config == PLGCLConfig(temperature=0.5, ema_decay=1)
 
 
+def test_lists_of_the_plans_file_are_taken():
+    config = config_from_plans(json.loads('{"plgcl": {"feature_stages": [-1, 0]}}'))
+    assert config.feature_stages == (-1, 0)
+    assert config_from_plans({"plgcl": json.loads(json.dumps(asdict(config)))}) == config
+
+
 def test_an_unknown_key_names_the_nearest_known_one():
     with pytest.raises(ValueError, match="'temprature'.*Did you mean 'temperature'"):
         config_from_plans({"plgcl": {"temprature": 0.5}})
@@ -25,7 +32,16 @@ def test_an_unknown_key_names_the_nearest_known_one():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("temperature", "0.2"), ("anchors", 12.5), ("seed", True), ("guide", 3), ("ema_decay", None)],
+    [
+        ("temperature", "0.2"),
+        ("anchors", 12.5),
+        ("seed", True),
+        ("guide", 3),
+        ("ema_decay", None),
+        ("seed", [1]),
+        ("feature_stages", -1),
+        ("feature_stages", ["-1"]),
+    ],
 )
 def test_an_ill_typed_value_names_key_type_and_value(key, value):
     with pytest.raises(TypeError, match=f"'{key}' must be of type"):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,5 +15,6 @@ def test_the_settings_table_names_every_setting_with_its_default():
     for parameter in fields(PLGCLConfig):
         default = parameter.default
         shown = f"{default:.2f}" if parameter.name == "warmup_fraction" else str(default)
+        shown = json.dumps(default) if isinstance(default, tuple) else shown
         assert table.pop(parameter.name) == (shown, parameter.metadata["doc"])
     assert not table, "settings that do not exist"

@@ -1,20 +1,30 @@
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_plgcl.contrast.embedding import EncoderFeatures, FeatureEmbedder, ProjectionHead
-from nnunetv2_plgcl.contrast.guidance import GUIDES
-from nnunetv2_plgcl.contrast.loss import sampled_info_nce
+from nnunetv2_plgcl.contrast.embedding import (
+    CropEmbedder,
+    EncoderFeatures,
+    FeatureEmbedder,
+    ProjectionHead,
+)
+from nnunetv2_plgcl.contrast.guidance import GUIDES, cosine_similarity
+from nnunetv2_plgcl.contrast.loss import closed_form_info_nce, sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
-from nnunetv2_plgcl.contrast.patches import Windows, window_statistics
+from nnunetv2_plgcl.contrast.patches import Windows, every_window, window_statistics
+from nnunetv2_plgcl.semisupervised import progress
 from nnunetv2_plgcl.semisupervised.pseudo_label import label_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 
 MINIMUM_WINDOW = 16  # voxels
+
+# Images (B, C, *spatial) as student or teacher saw them, and the feature maps that they gave.
+Seen = tuple[Tensor, Sequence[Tensor]]
 
 
 class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
@@ -23,6 +33,10 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
     Beside the mean teacher of ``nnUNetTrainerSemiSupervised`` it draws class-wise windows where
     the pseudo-labels can be trusted, embeds them, and pulls windows of one class together. During
     warm-up true labels stand in for pseudo-labels (authors' code).
+
+    Raises, before training starts and beyond its parent's:
+        NotImplementedError: a network without an encoder that gives feature maps.
+        ValueError: feature stages that the encoder does not have.
     """
 
     def train_step(self, batch: dict) -> dict:
@@ -33,10 +47,12 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
             pseudo_label = self.pseudo_label(weak)
             confidence = torch.cat((self.label_maps(target), pseudo_label))
             logits = self.student_logits(torch.cat((images, strong)))
+            student = self.seen_by_student(images, strong)
+            teacher = self.seen_by_teacher(images, weak)
             # 2. class-wise windows
-            windows = self.draw_windows(confidence)
+            windows = self.draw_windows(teacher, confidence)
             # 3. embeddings, positives and negatives
-            contrastive = self.contrastive_loss(images, weak, strong, confidence, windows)
+            contrastive = self.contrastive_loss(student, teacher, confidence, windows)
             # 4. the strong view agrees with the teacher
             consistency = self.consistency_loss(logits[0][len(images) :], pseudo_label)
             # 5. supervision
@@ -58,17 +74,31 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
     def initialize(self) -> None:
         super().initialize()
         config, classes = self.config, self.label_manager.num_segmentation_heads
+        self._embeds_crops = config.embedding == "crop"
+        stages = (-1,) if self._embeds_crops else config.feature_stages
         # The teacher was copied from a student without hooks, so each keeps its own features.
-        self.student_features = EncoderFeatures(self.student, config.feature_stage)
-        self.teacher_features = EncoderFeatures(self.teacher.module, config.feature_stage)
-        head = ProjectionHead(self.student_features.num_channels)
-        self.embedder = FeatureEmbedder(head).to(self.device)
-        self.teacher_embedder = EMATeacher(self.embedder, config.ema_decay)
-        self._embed = DistributedDataParallel(self.embedder) if self.is_ddp else self.embedder
-        self.optimizer.add_param_group({"params": list(self.embedder.parameters())})
+        self.student_features = EncoderFeatures(self.student, stages)
+        self.teacher_features = EncoderFeatures(self.teacher.module, stages)
+        self.head = ProjectionHead(self.student_features.num_channels).to(self.device)
+        self.teacher_head = EMATeacher(self.head, config.ema_decay)
+        self.embed = self._embedder(self.student, self.head)
+        self.teacher_embed = self._embedder(self.teacher.module, self.teacher_head)
+        if self._embeds_crops:  # which need no features of whole images
+            self.student_features.remove()
+            self.teacher_features.remove()
+        if self.is_ddp:
+            self.embed = DistributedDataParallel(self.embed)
+        self.optimizer.add_param_group({"params": list(self.head.parameters())})
         self.positives = ClassMemory(classes, config.memory_length).to(self.device)
         self.negatives = ClassMemory(classes, config.memory_length).to(self.device)
         self.guide = GUIDES[config.guide]()
+        self._said_nothing_to_contrast = False
+
+    def _embedder(self, network: nn.Module, head: nn.Module) -> nn.Module:
+        if not self._embeds_crops:
+            return FeatureEmbedder(head)
+        encoder: Any = network.encoder
+        return CropEmbedder(torch.compile(encoder) if self._do_i_compile() else encoder, head)
 
     def label_maps(self, target: list[Tensor]) -> Tensor:
         """Confidence maps (B, K, *spatial) of the labelled images: their labels."""
@@ -79,10 +109,31 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
             self.label_manager.ignore_label,
         )
 
-    def draw_windows(self, confidence: Tensor) -> Windows:
+    def seen_by_student(self, images: Tensor, strong: Tensor) -> Seen:
+        """What the student's pass over both parts of the batch leaves for the embedder."""
+        both = torch.cat((images, strong))
+        return both, [] if self._embeds_crops else self.student_features.take()
+
+    def seen_by_teacher(self, images: Tensor, weak: Tensor) -> Seen:
+        """The same of the teacher. The weak view went through it already; labelled images need
+        its encoder only."""
+        both = torch.cat((images, weak))
+        if self._embeds_crops:
+            return both, []
+        of_weak = [self.teacher_features.take()] if len(weak) else []
+        with torch.no_grad():
+            self.teacher.module.get_submodule("encoder")(images)
+        parts = self.teacher_features.take(), *of_weak
+        return both, [torch.cat(stage) for stage in zip(*parts, strict=True)]
+
+    def draw_windows(self, teacher: Seen, confidence: Tensor) -> Windows:
         """Draw windows of every class in every image (poster step 2).
 
+        Candidates lie a quarter of a window apart. Where each must be embedded first, for the
+        cosine guide, they lie side by side: then the cost is bounded, whatever the embedder (ours).
+
         Args:
+            teacher: images (B, C, *spatial) and the teacher's features.
             confidence: (B, K, *spatial).
         """
         size = [
@@ -90,51 +141,69 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
             for edge in confidence.shape[2:]
         ]
         per_map = math.ceil(self.config.anchors / (confidence.shape[0] * confidence.shape[1]))
-        return self.guide(window_statistics(confidence, size), per_map)
+        if not self.guide.needs_similarity:
+            return self.guide(window_statistics(confidence, size), per_map)
+        statistics = window_statistics(confidence, size, stride=size)
+        with torch.no_grad():
+            embeddings = self.teacher_embed(*teacher, confidence, every_window(statistics))
+        return self.guide(statistics, per_map, cosine_similarity(embeddings, self.positives.mean()))
 
     def contrastive_loss(
-        self, images: Tensor, weak: Tensor, strong: Tensor, confidence: Tensor, windows: Windows
+        self, student: Seen, teacher: Seen, confidence: Tensor, windows: Windows
     ) -> Tensor:
         """InfoNCE of the student's windows against the memory of the teacher's (poster step 3).
 
         Args:
-            images, weak, strong: (B_L, C, *spatial) and twice (B_U, C, *spatial), as just seen by
-                student and teacher.
-            confidence: (B_L + B_U, K, *spatial).
+            student, teacher: images (B, C, *spatial) and features, of the strong and the weak
+                view where there are two.
+            confidence: (B, K, *spatial).
             windows: drawn from it.
         """
-        anchors = self._embed(
-            torch.cat((images, strong)), self.student_features.take(), confidence, windows
-        )
+        anchors = self.embed(*student, confidence, windows)
         with torch.no_grad():
-            keys = self.teacher_embedder(
-                torch.cat((images, weak)), self._teacher_features(images, weak), confidence, windows
+            keys = self.teacher_embed(*teacher, confidence, windows)
+        is_anchor = windows.valid & windows.positive
+        self.positives.enqueue(keys, is_anchor)
+        tau = self.config.temperature
+        if self.config.expectation == "closed_form":
+            return closed_form_info_nce(
+                anchors,
+                is_anchor,
+                *self.positives.moments(),
+                self.positives.filled().any(1),
+                tau,
+                self.config.covariance_scale * self.training_progress,
+                self.config.negatives_per_class * (confidence.shape[1] - 1),
             )
-        self.positives.enqueue(keys, windows.valid & windows.positive)
-        self.negatives.enqueue(keys, windows.valid & ~windows.positive)
         if self.guide.two_sided:
+            self.negatives.enqueue(keys, windows.valid & ~windows.positive)
             negatives = self.negatives.entries(), self.negatives.filled()
         else:
             negatives = self.positives.of_other_classes()
-        return sampled_info_nce(
-            anchors,
-            windows.valid & windows.positive,
-            self.positives.entries(),
-            self.positives.filled(),
-            *negatives,
-            self.config.temperature,
-        )
+        positives = self.positives.entries(), self.positives.filled()
+        return sampled_info_nce(anchors, is_anchor, *positives, *negatives, tau)
 
-    def _teacher_features(self, images: Tensor, weak: Tensor) -> Tensor:
-        """Teacher's feature maps of both parts of the batch. The weak view went through the
-        teacher already; labelled images need its encoder only."""
-        of_weak = [self.teacher_features.take()] if len(weak) else []
-        self.teacher.module.encoder(images)
-        return torch.cat([self.teacher_features.take(), *of_weak])
+    @property
+    def training_progress(self) -> float:
+        """Share of the training that has passed, 0 to 1."""
+        epochs = self.current_epoch + self.iteration_in_epoch / self.num_iterations_per_epoch
+        return epochs / self.num_epochs
+
+    def finish_step(self, patches_per_class: Tensor | None = None, **losses: Tensor) -> dict:
+        report = super().finish_step(patches_per_class, **losses)
+        if report["loss_contrastive"] == 0 and not self._said_nothing_to_contrast:
+            self._said_nothing_to_contrast = True
+            self.print_to_log_file(
+                f"Epoch {self.current_epoch}, iteration {self.iteration_in_epoch}: the contrastive "
+                f"loss is zero, as fewer than two classes have been seen so far. That is no "
+                f"concern in the first iterations; if {progress.PATCHES} stays 0 for all but one "
+                f'class, look at the labels and at "window_fraction". Said only once.'
+            )
+        return report
 
     def update_teacher(self) -> None:
         super().update_teacher()
-        self.teacher_embedder.update_parameters(self.embedder)
+        self.teacher_head.update_parameters(self.head)
 
     def training_state(self) -> dict[str, Any]:
         modules = {name: module.state_dict() for name, module in self._contrast_modules().items()}
@@ -145,10 +214,10 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
         for name, module in self._contrast_modules().items():
             module.load_state_dict(state[name])
 
-    def _contrast_modules(self) -> dict[str, torch.nn.Module]:
+    def _contrast_modules(self) -> dict[str, nn.Module]:
         return {
-            "embedder": self.embedder,
-            "teacher_embedder": self.teacher_embedder,
+            "head": self.head,
+            "teacher_head": self.teacher_head,
             "positives": self.positives,
             "negatives": self.negatives,
         }

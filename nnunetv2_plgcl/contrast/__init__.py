@@ -13,7 +13,7 @@ waits for the GPU. One training step, from class probabilities to the contrastiv
 >>> confidence = torch.randn(2, 3, 64, 64).softmax(1)
 >>> windows = EntropyGuide()(window_statistics(confidence, size=16), num=8)
 >>> embedder = FeatureEmbedder(ProjectionHead(in_channels=32))
->>> anchors = embedder(image, features, confidence, windows)
+>>> anchors = embedder(image, [features], confidence, windows)
 >>> positives, negatives = ClassMemory(num_classes=3), ClassMemory(num_classes=3)
 >>> positives.enqueue(anchors, windows.valid & windows.positive)
 >>> negatives.enqueue(anchors, windows.valid & ~windows.positive)

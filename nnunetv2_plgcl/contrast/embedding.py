@@ -37,7 +37,7 @@ class ProjectionHead(nn.Module):
 
 
 class EncoderFeatures:
-    """Remembers one stage's feature map of each forward pass of ``network.encoder``.
+    """Remembers feature maps of each forward pass of ``network.encoder``.
 
     A forward hook, so the pass that is made anyway gives the features at no cost. Hook before
     ``torch.compile`` and before DistributedDataParallel, and run the wrapped network: a hook
@@ -48,14 +48,17 @@ class EncoderFeatures:
         network: a U-Net of dynamic_network_architectures (PlainConvUNet, ResidualEncoderUNet)
             or any other whose ``encoder`` returns a list of feature maps, finest first, and has
             ``output_channels``.
-        stage: index into that list, negative from the coarsest.
+        stages: indices into that list, negative from the coarsest.
+
+    Attributes:
+        num_channels: F, channels of these stages together.
 
     Raises:
         NotImplementedError: the network has no such encoder.
-        ValueError: the encoder has no such stage.
+        ValueError: the encoder has no such stage, or none is asked for.
     """
 
-    def __init__(self, network: nn.Module, stage: int = -1) -> None:
+    def __init__(self, network: nn.Module, stages: Sequence[int] = (-1,)) -> None:
         encoder = getattr(network, "encoder", None)
         channels = getattr(encoder, "output_channels", None)
         if (
@@ -64,18 +67,19 @@ class EncoderFeatures:
             or not getattr(encoder, "return_skips", True)
         ):
             _no_usable_encoder(network)
-        if not -len(channels) <= stage < len(channels):
+        if not stages or not all(-len(channels) <= stage < len(channels) for stage in stages):
             raise ValueError(
-                f"stage must lie in [{-len(channels)}, {len(channels) - 1}], as the encoder of "
-                f"{type(network).__name__} has {len(channels)} stages, got {stage}."
+                f"stages must be one or more in [{-len(channels)}, {len(channels) - 1}], as the "
+                f"encoder of {type(network).__name__} has {len(channels)} stages, got {stages}."
             )
-        self.num_channels: int = channels[stage]
-        self._stage = stage
-        self._features: Tensor | None = None
+        self.num_channels: int = sum(channels[stage] for stage in stages)
+        self._stages = tuple(stages)
+        self._features: list[Tensor] | None = None
         self._handle = encoder.register_forward_hook(self._remember)
 
-    def take(self) -> Tensor:
-        """(B, C, *s), the map of the last forward pass with its gradient; forgets it.
+    def take(self) -> list[Tensor]:
+        """One (B, C, *s) a stage, the maps of the last forward pass with their gradient; forgets
+        them.
 
         Raises:
             RuntimeError: no forward pass since the last call.
@@ -83,7 +87,7 @@ class EncoderFeatures:
         features, self._features = self._features, None
         if features is None:
             raise RuntimeError(
-                "No feature map to take: run the network once before each take(). If it ran, it "
+                "No feature maps to take: run the network once before each take(). If it ran, it "
                 "was compiled before the hook was added; create EncoderFeatures first."
             )
         return features
@@ -96,7 +100,7 @@ class EncoderFeatures:
     def _remember(self, encoder: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, (list, tuple)):
             _no_usable_encoder(encoder)
-        self._features = output[self._stage]
+        self._features = [output[stage] for stage in self._stages]
 
 
 class Embedder(Protocol):
@@ -104,7 +108,7 @@ class Embedder(Protocol):
 
     Args:
         image: (B, C, *spatial).
-        features: (B, F, *s), feature maps of these images, same field of view.
+        features: feature maps of these images, each (B, C, *s) with the images' field of view.
         confidence: (B, K, *spatial), class probabilities in [0, 1].
         windows: N for each image and class, in voxels of the image.
 
@@ -115,7 +119,11 @@ class Embedder(Protocol):
     """
 
     def __call__(
-        self, image: Tensor, features: Tensor, confidence: Tensor, windows: Windows
+        self,
+        image: Tensor,
+        features: Sequence[Tensor],
+        confidence: Tensor,
+        windows: Windows,
     ) -> Tensor: ...
 
 
@@ -123,10 +131,12 @@ class FeatureEmbedder(nn.Module):
     """Masked average pooling of feature maps, then the head. Source: ours.
 
     A feature cell weighs as much as the share of it that lies in the class mask, times the share
-    that lies in the window. Arguments and result as in ``Embedder``; ``image`` is not used.
+    that lies in the window. Of several maps the averages are concatenated. Arguments and result as
+    in ``Embedder``; ``image`` is not used.
 
     Args:
-        head: maps (..., F) to (..., E), L2-normalised, as ``ProjectionHead``.
+        head: maps (..., F) to (..., E), L2-normalised, as ``ProjectionHead``; F is the number of
+            channels of all maps together.
     """
 
     def __init__(self, head: nn.Module) -> None:
@@ -134,15 +144,14 @@ class FeatureEmbedder(nn.Module):
         self.head = head
 
     def forward(
-        self, image: Tensor, features: Tensor, confidence: Tensor, windows: Windows
+        self,
+        image: Tensor,
+        features: Sequence[Tensor],
+        confidence: Tensor,
+        windows: Windows,
     ) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            weights = _cell_weights(confidence, windows, features.shape[2:])
-            dtype = torch.promote_types(features.dtype, weights.dtype)
-            cells = features.flatten(2).mT.to(dtype)
-            pooled = weights.flatten(1, 2).flatten(2).to(dtype) @ cells
-        pooled = pooled.view(*windows.positive.shape, -1)
-        embeddings: Tensor = self.head(pooled)
+        pooled = [masked_average(stage, confidence, windows) for stage in features]
+        embeddings: Tensor = self.head(torch.cat(pooled, -1))
         return embeddings
 
 
@@ -171,7 +180,11 @@ class CropEmbedder(nn.Module):
         self._encoder = (encoder,)
 
     def forward(
-        self, image: Tensor, features: Tensor, confidence: Tensor, windows: Windows
+        self,
+        image: Tensor,
+        features: Sequence[Tensor],
+        confidence: Tensor,
+        windows: Windows,
     ) -> Tensor:
         crops = masked_crops(image, confidence, windows)
         (encoder,) = self._encoder
@@ -185,6 +198,25 @@ class CropEmbedder(nn.Module):
             "A CropEmbedder cannot be deep-copied: the copy's encoder would belong to no network. "
             "Copy the network and the head, then build a CropEmbedder from the copies."
         )
+
+
+def masked_average(features: Tensor, confidence: Tensor, windows: Windows) -> Tensor:
+    """Average of a feature map over each window's class mask, in float32 under autocast too.
+
+    Args:
+        features: (B, C, *s), same field of view as the confidence maps.
+        confidence: (B, K, *spatial).
+        windows: N for each image and class.
+
+    Returns:
+        (B, K, N, C), zero where a window holds no voxel of its side.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        weights = _cell_weights(confidence, windows, features.shape[2:])
+        dtype = torch.promote_types(features.dtype, weights.dtype)
+        cells = features.flatten(2).mT.to(dtype)
+        pooled = weights.flatten(1, 2).flatten(2).to(dtype) @ cells
+    return pooled.view(*windows.positive.shape, -1)
 
 
 def masked_crops(image: Tensor, confidence: Tensor, windows: Windows) -> Tensor:

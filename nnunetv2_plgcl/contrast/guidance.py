@@ -14,7 +14,7 @@ from nnunetv2_plgcl.contrast.patches import Windows, WindowStatistics
 SMALLEST_WEIGHT = 1e-3
 # Share of a window that a class must cover to qualify in the second reading (ours).
 QUALIFYING_COVERAGE = 0.25
-# Entropies closer than this (bits) are a tie, broken at random.
+# Entropies (bits) and cosines closer than this are a tie, broken at random.
 TIE = 1e-6
 
 
@@ -141,7 +141,8 @@ class CosineGuide:
 
     "Cosine similarity" of the poster's second ablation. All are positives; negatives of a class
     are the positives of the others (``ClassMemory.of_other_classes``), the details are ours.
-    ``every_window`` gives the windows to embed for ``similarity``.
+    ``every_window`` gives the windows to embed, ``cosine_similarity`` compares them. Ties, as all
+    windows are before a class has a mean, are broken at random.
 
     Degenerate maps: entropy and confidence play no part; windows without a voxel of the class are
     invalid, hence all of an absent class.
@@ -163,10 +164,26 @@ class CosineGuide:
             seen = "none" if similarity is None else f"shape {tuple(similarity.shape)}"
             raise ValueError(
                 f"CosineGuide needs similarity of shape (B, K, W) = {shape}, got {seen}. Embed "
-                f"every_window(statistics) and take the cosine with the class means."
+                f"every_window(statistics) and use cosine_similarity()."
             )
-        rank = torch.where(statistics.covered(), similarity, -torch.inf)
+        noise = torch.rand(
+            shape, dtype=similarity.dtype, device=similarity.device, generator=generator
+        )
+        rank = torch.where(statistics.covered(), similarity + TIE * noise, -torch.inf)
         return _all_positive(rank, statistics, num)
+
+
+def cosine_similarity(embeddings: Tensor, means: Tensor) -> Tensor:
+    """Cosine of each window's embedding with the mean embedding of its class, in float32.
+
+    Args:
+        embeddings: (B, K, N, E).
+        means: (K, E), as ``ClassMemory.mean``; zero where a class has none.
+
+    Returns:
+        (B, K, N), zero where the mean is zero.
+    """
+    return F.cosine_similarity(embeddings.float(), means.float()[:, None], dim=-1)
 
 
 GUIDES: dict[str, type[Guide]] = {

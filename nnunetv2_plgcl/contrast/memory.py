@@ -107,6 +107,14 @@ class ClassMemory(nn.Module):
         return self.entries().flatten(0, 1).expand(classes, -1, dim), mask.flatten(1)
 
     @torch.no_grad()
+    def mean(self) -> Tensor:
+        """(K, E) mean of the filled entries in float32, zero for a class without entries."""
+        with torch.autocast(self.rows.device.type, enabled=False):
+            filled = self.filled().float()
+            total = self.entries().float().mul(filled[..., None]).sum(1)
+            return total / filled.sum(1, keepdim=True).clamp(min=1)
+
+    @torch.no_grad()
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean (K, E) and biased covariance (K, E, E) of the filled entries, float32.
 
@@ -114,11 +122,9 @@ class ClassMemory(nn.Module):
         learning.
         """
         with torch.autocast(self.rows.device.type, enabled=False):
-            entries, filled = self.entries().float(), self.filled().float()
-            count = filled.sum(1).clamp(min=1)
-            mean = entries.mul(filled[..., None]).sum(1) / count[:, None]
-            centred = (entries - mean[:, None]) * filled[..., None]
-            return mean, centred.mT @ centred / count[:, None, None]
+            mean, filled = self.mean(), self.filled().float()
+            centred = (self.entries().float() - mean[:, None]) * filled[..., None]
+            return mean, centred.mT @ centred / filled.sum(1).clamp(min=1)[:, None, None]
 
 
 def _gather(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_plgcl.contrast.embedding import EncoderFeatures, FeatureEmbedder, ProjectionHead
+from nnunetv2_plgcl.contrast.embedding import (
+    CropEmbedder,
+    EncoderFeatures,
+    FeatureEmbedder,
+    ProjectionHead,
+)
 from nnunetv2_plgcl.contrast.guidance import EntropyGuide
 from nnunetv2_plgcl.contrast.loss import sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
@@ -74,28 +80,43 @@ def _loss(logits: Tensor, embeddings: Tensor, windows: Windows, rank: int) -> Te
     return logits.square().mean() + contrastive
 
 
+def _embedder(
+    kind: type[nn.Module], network: nn.Module
+) -> tuple[nn.Module, Callable[[], list[Tensor]]]:
+    """An embedder for a network that is not wrapped yet, and what takes the features for it."""
+    torch.manual_seed(1)
+    if kind is CropEmbedder:
+        head = ProjectionHead(network.encoder.output_channels[-1], 8)
+        return CropEmbedder(network.encoder, head), list
+    features = EncoderFeatures(network)
+    return FeatureEmbedder(ProjectionHead(features.num_channels, 8)), features.take
+
+
 def _gradients(
-    network: nn.Module, embedder: nn.Module, features: EncoderFeatures, rank: int
+    network: nn.Module, embedder: nn.Module, take: Callable[[], list[Tensor]], rank: int
 ) -> None:
     image, confidence, windows = _batch(rank)
     logits = network(image)
-    _loss(logits, embedder(image, features.take(), confidence, windows), windows, rank).backward()
+    _loss(logits, embedder(image, take(), confidence, windows), windows, rank).backward()
+
+
+SETTINGS = list(
+    itertools.product((PlainConvUNet, ResidualEncoderUNet), (FeatureEmbedder, CropEmbedder))
+)
 
 
 def _everything(rank: int, ranks: int, result: Any) -> None:
     memory = ClassMemory(2, 6, 1)
     memory.enqueue(*_arrivals(rank))
     gradients = {}
-    for architecture in (PlainConvUNet, ResidualEncoderUNet):
+    for architecture, kind in SETTINGS:
         for compiled in (False, True):
             network = _network(architecture)
-            features = EncoderFeatures(network, -1)
-            torch.manual_seed(1)
-            embedder = FeatureEmbedder(ProjectionHead(features.num_channels, 8))
+            embedder, take = _embedder(kind, network)
             run = torch.compile(network, backend="aot_eager") if compiled else network
             wrapped = DistributedDataParallel(run), DistributedDataParallel(embedder)
-            _gradients(*wrapped, features, rank)
-            gradients[architecture.__name__, compiled] = [
+            _gradients(*wrapped, take, rank)
+            gradients[architecture, kind, compiled] = [
                 p.grad.numpy() for m in (network, embedder) for p in m.parameters()
             ]
     result[rank] = {
@@ -122,18 +143,16 @@ def test_every_rank_remembers_all_ranks_in_their_order(outcome):
             )
 
 
-def test_gradients_are_the_mean_over_ranks(outcome):
-    for architecture in (PlainConvUNet, ResidualEncoderUNet):
-        network = _network(architecture)
-        features = EncoderFeatures(network, -1)
-        torch.manual_seed(1)
-        embedder = FeatureEmbedder(ProjectionHead(features.num_channels, 8))
-        for rank in range(len(outcome)):
-            _gradients(network, embedder, features, rank)
-        expected = [p.grad / len(outcome) for m in (network, embedder) for p in m.parameters()]
-        assert any(g.abs().sum() > 0 for g in expected[-4:])
-        for seen in outcome:
-            for compiled in (False, True):
-                gradients = seen["gradients"][architecture.__name__, compiled]
-                for one, other in zip(gradients, expected, strict=True):
-                    torch.testing.assert_close(torch.from_numpy(one), other, atol=1e-6, rtol=1e-4)
+@pytest.mark.parametrize(("architecture", "kind"), SETTINGS)
+def test_gradients_are_the_mean_over_ranks(outcome, architecture, kind):
+    network = _network(architecture)
+    embedder, take = _embedder(kind, network)
+    for rank in range(len(outcome)):
+        _gradients(network, embedder, take, rank)
+    expected = [p.grad / len(outcome) for m in (network, embedder) for p in m.parameters()]
+    assert any(g.abs().sum() > 0 for g in expected[-4:])
+    for seen in outcome:
+        for compiled in (False, True):
+            gradients = seen["gradients"][architecture, kind, compiled]
+            for one, other in zip(gradients, expected, strict=True):
+                torch.testing.assert_close(torch.from_numpy(one), other, atol=1e-6, rtol=1e-4)

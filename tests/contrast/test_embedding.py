@@ -18,7 +18,7 @@ from nnunetv2_plgcl.contrast.embedding import (
     ProjectionHead,
     masked_crops,
 )
-from nnunetv2_plgcl.contrast.guidance import CosineGuide, EntropyGuide
+from nnunetv2_plgcl.contrast.guidance import CosineGuide, EntropyGuide, cosine_similarity
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.contrast.patches import Windows, every_window, window_statistics
 from tests.oracles import contrast as oracle
@@ -91,7 +91,7 @@ def test_feature_embedder_equals_a_loop_over_cells(spatial, cells, size):
     features = torch.randn(2, 5, *cells)
     windows = EntropyGuide()(window_statistics(confidence, size, 1), 6)
     head = ProjectionHead(5, 7)
-    result = FeatureEmbedder(head)(torch.empty(0), features, confidence, windows)
+    result = FeatureEmbedder(head)(torch.empty(0), [features], confidence, windows)
     assert result.shape == (2, 3, 6, 7)
     for index, expected in _expected_by_features(features, confidence, windows, head).items():
         torch.testing.assert_close(result[index], expected, atol=1e-5, rtol=1e-5)
@@ -102,7 +102,7 @@ def test_features_as_fine_as_the_image_give_the_mean_over_the_masked_window():
     confidence, features = torch.rand(1, 2, 9, 9), torch.randn(1, 4, 9, 9)
     windows = EntropyGuide()(window_statistics(confidence, 4, 1), 5)
     head = nn.Identity()
-    result = FeatureEmbedder(head)(torch.empty(0), features, confidence, windows)
+    result = FeatureEmbedder(head)(torch.empty(0), [features], confidence, windows)
     for b, k, n in windows.valid.nonzero().tolist():
         where = oracle.box(windows.start[b, k, n], windows.size)
         mask = (confidence[b, k][where] >= 0.5) == windows.positive[b, k, n]
@@ -118,9 +118,9 @@ def test_cells_that_cut_voxels_are_weighted_by_their_area():
     start = torch.tensor([[[[0]]]])
     true = torch.ones(1, 1, 1, dtype=torch.bool)
     embed = FeatureEmbedder(nn.Identity())
-    whole = embed(torch.empty(0), features, confidence, Windows(start, true, true, (5,)))
+    whole = embed(torch.empty(0), [features], confidence, Windows(start, true, true, (5,)))
     assert whole.item() == pytest.approx((0.5 * 10 + 1.5 * 20) / 2)
-    complement = embed(torch.empty(0), features, confidence, Windows(start, ~true, true, (5,)))
+    complement = embed(torch.empty(0), [features], confidence, Windows(start, ~true, true, (5,)))
     assert complement.item() == pytest.approx((2 * 10 + 1 * 20) / 3)
 
 
@@ -132,10 +132,10 @@ def test_invalid_windows_embed_to_something_finite(cells):
     positive = torch.tensor([False, True]).view(1, 2, 1).expand(1, 2, 8)
     windows = Windows(start, positive, torch.zeros(1, 2, 8, dtype=torch.bool), (13, 11))
     features = torch.randn(1, 4, cells, cells)
-    pooled = FeatureEmbedder(nn.Identity())(torch.empty(0), features, confidence, windows)
+    pooled = FeatureEmbedder(nn.Identity())(torch.empty(0), [features], confidence, windows)
     assert (pooled == 0).all()
     assert (
-        FeatureEmbedder(ProjectionHead(4))(torch.empty(0), features, confidence, windows)
+        FeatureEmbedder(ProjectionHead(4))(torch.empty(0), [features], confidence, windows)
         .isfinite()
         .all()
     )
@@ -147,17 +147,17 @@ def test_features_of_unets_are_caught_and_carry_gradient(
     architecture, axes, stage, compile_backend
 ):
     network = _network(architecture, axes)
-    features = EncoderFeatures(network, stage)
+    features = EncoderFeatures(network, [stage])
     assert features.num_channels == (4, 6, 8)[stage]
     image, confidence, windows = _batch(axes)
     head = ProjectionHead(features.num_channels, 16)
     run = torch.compile(network, backend=compile_backend) if compile_backend else network
     for _ in range(2):  # the second call runs what the first compiled
         run(image)
-        caught = features.take()
+        (caught,) = features.take()
     torch.testing.assert_close(caught, network.encoder(image)[stage])
 
-    result = FeatureEmbedder(head)(image, caught, confidence, windows)
+    result = FeatureEmbedder(head)(image, [caught], confidence, windows)
     assert result.shape == (2, 3, 4, 16)
     expected = _expected_by_features(caught.detach(), confidence, windows, head)
     for index, value in expected.items():
@@ -170,12 +170,12 @@ def test_features_of_unets_are_caught_and_carry_gradient(
 def test_features_are_caught_under_the_inductor_compiler():
     torch.manual_seed(0)
     network = PlainConvUNet(1, 2, (2, 3), nn.Conv2d, 3, (1, 2), 1, 2, 1, nonlin=nn.ReLU)
-    features = EncoderFeatures(network, -2)
+    features = EncoderFeatures(network, [-2])
     image, *_ = _batch(2)
     compiled = torch.compile(network)
     for _ in range(2):
         compiled(image)
-        caught = features.take()
+        (caught,) = features.take()
     torch.testing.assert_close(caught, network.encoder(image)[-2], atol=1e-4, rtol=1e-4)
     caught.sum().backward()
     assert next(network.encoder.parameters()).grad is not None
@@ -191,7 +191,7 @@ def _crop_embedder(
 @pytest.mark.parametrize(("architecture", "axes"), ARCHITECTURES)
 def test_crop_embedder_equals_a_loop_over_crops(architecture, axes):
     network, embedder, (image, confidence, windows) = _crop_embedder(architecture, axes)
-    result = embedder(image, torch.empty(0), confidence, windows)
+    result = embedder(image, [], confidence, windows)
     assert result.shape == (2, 3, 4, 16)
     for b, k, n in windows.valid.nonzero().tolist()[::2]:
         crop = oracle.masked_crop(
@@ -215,8 +215,8 @@ def test_crop_embedder_runs_with_a_compiled_encoder(architecture, axes):
     compiled = CropEmbedder(torch.compile(network.encoder, backend="aot_eager"), embedder.head)
     image, confidence, windows = batch
     torch.testing.assert_close(
-        compiled(image, torch.empty(0), confidence, windows),
-        embedder(image, torch.empty(0), confidence, windows),
+        compiled(image, [], confidence, windows),
+        embedder(image, [], confidence, windows),
     )
 
 
@@ -225,7 +225,7 @@ def test_crops_smaller_than_the_encoder_shrinks_are_padded_to_two_cells(size):
     network, embedder, (image, confidence, _) = _crop_embedder(ResidualEncoderUNet, 2)
     windows = EntropyGuide()(window_statistics(confidence, size), 2)
     network.train()
-    assert embedder(image, torch.empty(0), confidence, windows).isfinite().all()
+    assert embedder(image, [], confidence, windows).isfinite().all()
 
 
 def test_crops_are_not_padded_for_an_encoder_without_strides():
@@ -236,7 +236,7 @@ def test_crops_are_not_padded_for_an_encoder_without_strides():
         return [crops, 2 * crops]
 
     image, confidence, windows = _batch(2)
-    result = CropEmbedder(encoder, nn.Identity())(image, torch.empty(0), confidence, windows)
+    result = CropEmbedder(encoder, nn.Identity())(image, [], confidence, windows)
     assert seen[0].shape == (24, 1, 6, 9)
     torch.testing.assert_close(result[..., 0].flatten(), 2 * seen[0].mean((1, 2, 3)))
 
@@ -278,11 +278,11 @@ def test_autocast_lowers_neither_pooling_nor_normalisation(dtype):
     torch.manual_seed(0)
     confidence, features = torch.rand(2, 3, 16, 16), torch.randn(2, 8, 4, 4)
     windows = EntropyGuide()(window_statistics(confidence, 5), 4)
-    exact = FeatureEmbedder(nn.Identity())(torch.empty(0), features, confidence, windows)
+    exact = FeatureEmbedder(nn.Identity())(torch.empty(0), [features], confidence, windows)
     embedder = FeatureEmbedder(ProjectionHead(8))
     with torch.autocast("cpu", dtype=dtype):
-        again = FeatureEmbedder(nn.Identity())(torch.empty(0), features, confidence, windows)
-        result = embedder(torch.empty(0), features.to(dtype), confidence.to(dtype), windows)
+        again = FeatureEmbedder(nn.Identity())(torch.empty(0), [features], confidence, windows)
+        result = embedder(torch.empty(0), [features.to(dtype)], confidence.to(dtype), windows)
     assert torch.equal(again, exact)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result.norm(dim=-1), torch.ones(2, 3, 4))
@@ -312,10 +312,8 @@ def test_cosine_guide_finds_windows_like_the_class_mean():
         torch.tensor([0.0, 1.0]).expand(1, 2, 1, 2), torch.ones(1, 2, 1, dtype=torch.bool)
     )
     statistics = window_statistics(confidence, 4, 4)
-    candidates = embed(torch.empty(0), features, confidence, every_window(statistics))
-    similarity = torch.einsum(
-        "bkwe,ke->bkw", F.normalize(candidates, dim=-1), F.normalize(memory.moments()[0], dim=-1)
-    )
+    candidates = embed(torch.empty(0), [features], confidence, every_window(statistics))
+    similarity = cosine_similarity(candidates, memory.mean())
     windows = CosineGuide()(statistics, 1, similarity)
     assert windows.start[0, 0].tolist() == [[0, 4]]
     assert windows.valid.tolist() == [[[True], [False]]]
@@ -347,7 +345,7 @@ def test_a_deep_copy_of_a_hooked_network_does_not_overwrite_features():
     image = torch.randn(1, 1, 16, 16)
     network(image)
     twin(torch.randn(1, 1, 16, 16))
-    torch.testing.assert_close(features.take(), network.encoder(image)[-1])
+    torch.testing.assert_close(features.take()[0], network.encoder(image)[-1])
 
 
 def _no_skips() -> nn.Module:
@@ -369,20 +367,35 @@ def test_networks_without_a_usable_encoder_are_named(make, name):
         EncoderFeatures(make())
 
 
-@pytest.mark.parametrize("stage", [3, -4])
-def test_stages_that_do_not_exist_are_named(stage):
-    with pytest.raises(ValueError, match=rf"\[-3, 2\].*PlainConvUNet.*got {stage}"):
-        EncoderFeatures(_network(PlainConvUNet, 2), stage)
+@pytest.mark.parametrize("stages", [[3], [-1, -4], []])
+def test_stages_that_do_not_exist_are_named(stages):
+    with pytest.raises(ValueError, match=r"\[-3, 2\].*PlainConvUNet.*got \[") as raised:
+        EncoderFeatures(_network(PlainConvUNet, 2), stages)
+    assert str(stages) in str(raised.value)
+
+
+@pytest.mark.parametrize(("architecture", "axes"), ARCHITECTURES[:2])
+def test_averages_of_several_stages_are_concatenated(architecture, axes):
+    network = _network(architecture, axes)
+    features = EncoderFeatures(network, [-1, 0])
+    assert features.num_channels == 8 + 4
+    image, confidence, windows = _batch(axes)
+    network(image)
+    coarse, fine = features.take()
+    embed = FeatureEmbedder(nn.Identity())
+    together = embed(image, [coarse, fine], confidence, windows)
+    torch.testing.assert_close(together[..., :8], embed(image, [coarse], confidence, windows))
+    torch.testing.assert_close(together[..., 8:], embed(image, [fine], confidence, windows))
 
 
 def test_embedding_a_window_does_not_depend_on_the_others():
     image, confidence, windows = _batch(2)
     features = torch.randn(2, 4, 8, 8)
     embed = FeatureEmbedder(ProjectionHead(4))
-    together = embed(image, features, confidence, windows)
+    together = embed(image, [features], confidence, windows)
     alone = embed(
         image,
-        features,
+        [features],
         confidence,
         Windows(
             windows.start[:, :, 2:3],
@@ -400,10 +413,10 @@ def test_shifting_everything_by_whole_cells_shifts_nothing_else():
     start = torch.tensor([3, 6]).expand(1, 2, 1, 2)
     side = torch.ones(1, 2, 1, dtype=torch.bool)
     embed = FeatureEmbedder(ProjectionHead(4))
-    here = embed(torch.empty(0), features, confidence, Windows(start, side, side, (9, 7)))
+    here = embed(torch.empty(0), [features], confidence, Windows(start, side, side, (9, 7)))
     moved = embed(
         torch.empty(0),
-        features.roll((2, 1), (2, 3)),
+        [features.roll((2, 1), (2, 3))],
         confidence.roll((8, 4), (2, 3)),
         Windows(start + torch.tensor([8, 4]), side, side, (9, 7)),
     )

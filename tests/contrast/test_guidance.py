@@ -13,6 +13,7 @@ from nnunetv2_plgcl.contrast.guidance import (
     CosineGuide,
     EntropyGuide,
     LowestEntropyGuide,
+    cosine_similarity,
 )
 from nnunetv2_plgcl.contrast.patches import Windows, WindowStatistics, window_statistics
 from tests.oracles import contrast as oracle
@@ -135,6 +136,21 @@ def test_cosine_takes_the_most_similar_windows_that_hold_the_class():
     assert _index(windows).tolist() == [[[3, 2, 0]]]
     assert windows.positive.all() and windows.valid.all()
     assert CosineGuide()(statistics, 5, similarity).valid.sum() == 4
+
+
+def test_cosine_breaks_ties_at_random():
+    statistics = _statistics([0.5] * 5, [0.5] * 5, images=DRAWS)
+    similarity = torch.zeros(DRAWS, 1, 5)
+    first = _index(CosineGuide()(statistics, 1, similarity, _generator())).flatten()
+    _within_chance(first.bincount(minlength=5).tolist(), [DRAWS / 5] * 5)
+
+
+def test_cosine_similarity_compares_each_window_with_its_own_class():
+    windows = torch.tensor([[[[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, -1.0]]]])
+    means = torch.tensor([[0.5, 0.0], [0.0, 0.1]])
+    expected = torch.tensor([[[1.0, 0.6], [0.0, -1.0]]])
+    torch.testing.assert_close(cosine_similarity(windows, means), expected)
+    assert (cosine_similarity(windows, torch.zeros(2, 2)) == 0).all()
 
 
 @pytest.mark.parametrize("similarity", [None, torch.zeros(1, 1, 4)])

@@ -30,7 +30,7 @@ def _step(guide_name: str, axes: int, device: str) -> Tensor:
 
     total = torch.zeros((), device=device)
     for embedder in (FeatureEmbedder(head), CropEmbedder(encoder, head)):
-        anchors = embedder(image, features, confidence, windows)
+        anchors = embedder(image, [features], confidence, windows)
         memory.enqueue(anchors, windows.valid)
         negatives, mask = (x.clone() for x in memory.of_other_classes())
         positives, filled = memory.entries().clone(), memory.filled()

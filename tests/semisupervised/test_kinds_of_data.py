@@ -4,7 +4,6 @@ import json
 import pickle
 
 import numpy as np
-import pytest
 import torch
 from conftest import TINY
 from training import make_trainer, tiny
@@ -86,8 +85,3 @@ def test_loaders_with_worker_processes(prepared, monkeypatch):
     trainer, _ = train(prepared)
     workers = trainer.dataloader_unlabelled._processes
     assert not any(process.is_alive() for process in workers), "workers outlive the training"
-
-
-@pytest.mark.parametrize("guide", ["lowest_entropy", "confidence"])
-def test_every_guide_yields_a_contrastive_loss(prepared, guide):
-    train(prepared, plgcl={"guide": guide})

@@ -1,0 +1,224 @@
+"""Every choice of the contrastive part as the trainer runs it, on real MRI."""
+
+import importlib
+import inspect
+import itertools
+import pkgutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from training import make_trainer, tiny
+
+from nnunetv2_plgcl import trainers
+from nnunetv2_plgcl.config import PLGCLConfig
+from nnunetv2_plgcl.semisupervised import progress
+from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+
+ABLATIONS = {
+    "noWarmup": {"warmup_fraction": 0.0},
+    "noConsistency": {"consistency_weight": 0.0},
+    "confidenceGuide": {"guide": "confidence"},
+    "cosineGuide": {"guide": "cosine"},
+    "cropEmbedding": {"embedding": "crop"},
+    "closedForm": {"expectation": "closed_form"},
+    "plainCE": {},
+    "noContrast": {},
+}
+
+
+def trainer_class(ablation: str) -> type:
+    name = f"nnUNetTrainerPLGCL_{ablation}"
+    return getattr(importlib.import_module(f"nnunetv2_plgcl.trainers.{name}"), name)
+
+
+def train(trainer):
+    trainer.run_training()
+    log = trainer.logger.local_logger.my_fantastic_logging
+    for key in progress.LOSSES:
+        assert np.isfinite(log[key]).all()
+    assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
+    return log
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_each_ablation_changes_what_its_name_says_and_trains(prepared, ablation):
+    trainer = make_trainer(tiny(trainer_class(ablation)), prepared)
+    assert trainer.config == PLGCLConfig(**ABLATIONS[ablation])
+    log = train(trainer)
+    has_contrast = ablation != "noContrast"
+    assert isinstance(trainer, nnUNetTrainerPLGCL) == has_contrast
+    assert all((loss > 0) == has_contrast for loss in log["loss_contrastive"])
+    assert log["loss_consistency"][-1] > 0
+    assert (log["loss_consistency"][0] > 0) == (ablation == "noWarmup")
+
+
+def test_plain_cross_entropy_is_that_of_nnunet(prepared):
+    from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
+
+    trainer = make_trainer(tiny(trainer_class("plainCE")), prepared)
+    trainer.initialize()
+    assert type(trainer.loss.loss) is RobustCrossEntropyLoss
+
+
+def test_without_contrast_the_mean_teacher_remains():
+    assert issubclass(trainer_class("noContrast"), nnUNetTrainerMeanTeacher)
+
+
+def test_without_consistency_the_student_does_not_learn_from_the_strong_view(prepared):
+    trainer = make_trainer(tiny(trainer_class("noConsistency")), prepared)
+    seen = []
+
+    def optimise(loss):
+        if not trainer.is_warmup:
+            seen.append(torch.autograd.grad(loss, trainer.strong_logits, retain_graph=True)[0])
+        type(trainer).optimise(trainer, loss)
+
+    def consistency_loss(strong_logits, pseudo_label):
+        trainer.strong_logits = strong_logits
+        return type(trainer).consistency_loss(trainer, strong_logits, pseudo_label)
+
+    trainer.optimise, trainer.consistency_loss = optimise, consistency_loss
+    trainer.run_training()
+    assert len(seen) == 4 and all((gradient == 0).all() for gradient in seen)
+
+
+def test_every_registered_ablation_is_tested_and_documented():
+    prefix = "nnUNetTrainerPLGCL_"
+    names = {module.name for module in pkgutil.iter_modules(trainers.__path__)}
+    found = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    assert found - {"5epochs"} == set(ABLATIONS)
+    documented = (Path(__file__).parents[1] / "docs" / "method.md").read_text()
+    for name in ABLATIONS:
+        assert f"`{prefix}{name}`" in documented
+        assert len(inspect.getsource(trainer_class(name)).splitlines()) <= 5
+
+
+@pytest.mark.parametrize(
+    ("guide", "embedding", "expectation"),
+    itertools.product(
+        ["entropy", "lowest_entropy", "confidence", "cosine"],
+        ["feature", "crop"],
+        ["sampled", "closed_form"],
+    ),
+)
+def test_choices_combine(prepared, guide, embedding, expectation):
+    settings = {"guide": guide, "embedding": embedding, "expectation": expectation}
+    log = train(make_trainer(tiny(nnUNetTrainerPLGCL, 2, 2), prepared, settings))
+    assert log["loss_contrastive"][-1] > 0
+    assert all(sum(counts) > 0 for counts in log[progress.PATCHES])
+
+
+def test_several_feature_stages(prepared):
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"feature_stages": [-1, 0]})
+    assert train(trainer)["loss_contrastive"][-1] > 0
+    assert trainer.head.hidden.in_features == 32 + 8
+
+
+def test_a_stage_that_the_network_lacks_is_refused_at_the_start(prepared):
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"feature_stages": [3]})
+    with pytest.raises(ValueError, match=r"stages must be one or more in \[-3, 2\].*\(3,\)"):
+        trainer.run_training()
+
+
+def test_crops_train_the_encoder_in_three_dimensions(prepared):
+    architecture = prepared.plans()["configurations"][TINY]["architecture"]
+    architecture["arch_kwargs"].update(
+        conv_op="torch.nn.modules.conv.Conv3d",
+        norm_op="torch.nn.modules.instancenorm.InstanceNorm3d",
+        kernel_sizes=[[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+        strides=[[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+    )
+    trainer = make_trainer(
+        tiny(trainer_class("cropEmbedding"), 2, 1),
+        prepared,
+        {"anchors": 16},
+        patch_size=[8, 40, 32],
+        batch_size=2,
+        architecture=architecture,
+    )
+    assert train(trainer)["loss_contrastive"][-1] > 0
+
+
+@pytest.mark.parametrize("embedding", ["feature", "crop"])
+def test_the_contrastive_loss_reaches_the_student_and_never_the_teacher(prepared, embedding):
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"embedding": embedding})
+    gradients = []
+
+    def contrastive_loss(*arguments):
+        loss = type(trainer).contrastive_loss(trainer, *arguments)
+        parameters = [next(trainer.student.encoder.parameters()), trainer.head.out.weight]
+        gradients.extend(torch.autograd.grad(loss, parameters, retain_graph=True))
+        return loss
+
+    trainer.contrastive_loss = contrastive_loss
+    trainer.run_training()
+    assert all(gradient.abs().sum() > 0 for gradient in gradients[2:])
+    assert all(p.grad is None for p in trainer.teacher.parameters())
+    assert all(p.grad is None for p in trainer.teacher_head.parameters())
+
+
+@pytest.mark.parametrize("embedding", ["feature", "crop"])
+def test_the_teacher_embeds_with_its_own_encoder_and_head(prepared, embedding):
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"embedding": embedding})
+    trainer.run_training()
+    image = torch.randn(2, 1, 48, 48)
+    confidence = torch.softmax(torch.randn(2, 4, 48, 48), 1)
+
+    def embeddings():
+        with torch.no_grad():
+            trainer.network(image)
+            student = trainer.seen_by_student(image, image[:0])
+            teacher = trainer.seen_by_teacher(image, image[:0])
+            torch.manual_seed(0)
+            windows = trainer.draw_windows(teacher, confidence)
+            return (
+                trainer.embed(*student, confidence, windows),
+                trainer.teacher_embed(*teacher, confidence, windows),
+            )
+
+    of_student, of_teacher = embeddings()
+    assert not torch.equal(of_student, of_teacher)
+    for module in (trainer.teacher.module.encoder, trainer.teacher_head):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1.5)
+        again_of_student, again_of_teacher = embeddings()
+        assert torch.equal(again_of_student, of_student)
+        assert not torch.equal(again_of_teacher, of_teacher)
+        of_teacher = again_of_teacher
+
+
+def test_one_class_alone_gives_no_contrast_and_is_said_once(prepared):
+    """Labelled images of background, and a warm-up that lasts: nothing to compare with."""
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"warmup_fraction": 1.0})
+
+    def background(target):
+        maps = torch.zeros_like(target[0]).expand(-1, 4, -1, -1).clone().float()
+        maps[:, 0] = 1
+        return maps
+
+    trainer.label_maps = background
+    log = train(trainer)
+    assert log["loss_contrastive"] == [0, 0, 0]
+    text = Path(trainer.log_file).read_text()
+    assert text.count("the contrastive loss is zero") == 1
+    assert "Epoch 0, iteration 1: the contrastive loss is zero" in text
+
+
+def test_lambda_of_the_closed_form_grows_linearly_to_its_end(prepared, monkeypatch):
+    seen = []
+
+    def record(*arguments):
+        seen.append(arguments[6])
+        return arguments[0].sum() * 0
+
+    module = inspect.getmodule(nnUNetTrainerPLGCL)
+    monkeypatch.setattr(module, "closed_form_info_nce", record)
+    trainer = make_trainer(tiny(trainer_class("closedForm")), prepared, {"covariance_scale": 3.0})
+    trainer.run_training()
+    np.testing.assert_allclose(seen, 3 * np.arange(6) / 6)

@@ -1,0 +1,7 @@
+from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerCELoss import nnUNetTrainerCELoss
+
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+
+
+class nnUNetTrainerPLGCL_plainCE(nnUNetTrainerPLGCL, nnUNetTrainerCELoss):
+    """Ablation: cross-entropy alone as the supervised loss (poster step 5), nnU-Net's own."""
