@@ -67,6 +67,74 @@ def split(argv: Sequence[str] | None = None) -> None:
     print(f"Next: nnUNetv2_train {args.d} 2d 0 -tr nnUNetTrainerPLGCL")
 
 
+def preprocess(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_plgcl_preprocess``."""
+    from nnunetv2_plgcl.datasets import preprocess as library
+    from nnunetv2_plgcl.datasets.split import dataset_name
+
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_plgcl_preprocess",
+        description="Preprocess the images in imagesUn, which have no label, with the dataset's "
+        "own plans. Run it after nnUNetv2_plan_and_preprocess; after an interruption run it again.",
+    )
+    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name")
+    parser.add_argument("-c", required=True, metavar="CONFIG", nargs="+", help="configurations")
+    parser.add_argument(
+        "-p", "-plans_name", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--np", "-np", type=int, default=4, help="worker processes (default %(default)s)"
+    )
+    args = parser.parse_args(argv)
+
+    try:
+        name = dataset_name(args.d)
+        for configuration in args.c:
+            made, there = library.preprocess_unlabelled(name, configuration, args.p, args.np)
+            print(f"{configuration}: {made} images preprocessed, {there} were there already.")
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+def check(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_plgcl_check``."""
+    from nnunetv2_plgcl.datasets import check as library
+    from nnunetv2_plgcl.datasets.split import dataset_name, read_plans
+
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_plgcl_check",
+        description="Find what would make a training wrong or wasteful before it starts. Exit "
+        "status 1 where there is an error. Labels of unlabelled cases are not opened.",
+    )
+    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name")
+    parser.add_argument("-c", required=True, metavar="CONFIG")
+    parser.add_argument("-f", required=True, metavar="FOLD", help="number or all")
+    parser.add_argument(
+        "-p", "-plans_name", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--group-by", metavar="REGEX",
+        help=r"what in a case name is the patient, e.g. 'patient\d+' (default: guessed)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--np", "-np", type=int, default=4, help="worker processes (default %(default)s)"
+    )
+    args = parser.parse_args(argv)
+
+    try:
+        plans, dataset = read_plans(dataset_name(args.d), args.p, args.c)
+        fold = int(args.f) if args.f.isdecimal() else args.f
+        findings = library.check_training(plans, dataset, args.c, fold, args.group_by, args.np)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    for finding in findings:
+        print(f"{finding.level:8}{finding.text}")
+    errors = sum(finding.level == "error" for finding in findings)
+    warnings = sum(finding.level == "warning" for finding in findings)
+    print(f"{errors} errors, {warnings} warnings.")
+    sys.exit(1 if errors else 0)
+
+
 def demo(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_plgcl_demo``."""
     from nnunetv2_plgcl.demo import run_demo

@@ -325,6 +325,49 @@ def _back_up(file: Path) -> Path:
             number += 1
 
 
+def dataset_name(dataset: str) -> str:
+    """Full name of a dataset in nnUNet_raw or nnUNet_preprocessed.
+
+    Args:
+        dataset: number or full name, e.g. "27" or "Dataset027_ACDC".
+
+    Raises:
+        ValueError: nnUNet_raw is not set; no or no unique such dataset.
+    """
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    raw = nnunet_folder("nnUNet_raw")
+    try:
+        return str(maybe_convert_to_dataset_name(dataset))
+    except (RuntimeError, ValueError) as error:
+        if "More than one" in str(error):
+            raise ValueError(f"More than one dataset has the number {dataset}.") from None
+        raise ValueError(f"There is no dataset {dataset} in {raw}.") from None
+
+
+def read_plans(dataset_name: str, plans_name: str, configuration: str) -> tuple[dict, dict]:
+    """Plans and dataset.json of a planned dataset.
+
+    Raises:
+        ValueError: nnUNet_preprocessed is not set; the plans do not know the configuration.
+        FileNotFoundError: the dataset was not planned yet.
+    """
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name
+    file = folder / f"{plans_name}.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{dataset_name} has no plans {file}. Run first: nnUNetv2_plan_and_preprocess "
+            f"-d {int(dataset_name[7:10])}"
+        )
+    plans = json.loads(file.read_text())
+    if configuration not in plans["configurations"]:
+        raise ValueError(
+            f"{file} has no configuration {configuration}, but "
+            f"{', '.join(plans['configurations'])}."
+        )
+    return plans, json.loads((folder / "dataset.json").read_text())
+
+
 def training_cases(dataset: str) -> tuple[str, list[str]]:
     """Name and case identifiers of a dataset in nnUNet_raw, as nnU-Net itself lists them.
 
@@ -334,16 +377,9 @@ def training_cases(dataset: str) -> tuple[str, list[str]]:
     Raises:
         ValueError: nnUNet_raw is not set; no or no unique such dataset; no case in it.
     """
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
-    raw = nnunet_folder("nnUNet_raw")
-    try:
-        name = str(maybe_convert_to_dataset_name(dataset))
-    except (RuntimeError, ValueError) as error:
-        if "More than one" in str(error):
-            raise ValueError(f"More than one dataset has the number {dataset}.") from None
-        raise ValueError(f"There is no dataset {dataset} in {raw}.") from None
+    raw, name = nnunet_folder("nnUNet_raw"), dataset_name(dataset)
     description = raw / name / "dataset.json"
     if not description.is_file():
         raise ValueError(f"There is no dataset {dataset} in {raw}: {description} is missing.")

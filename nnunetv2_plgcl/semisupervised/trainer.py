@@ -22,6 +22,8 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
     NonDetMultiThreadedAugmenter,
 )
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
@@ -32,16 +34,20 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_plgcl.config import config_from_plans
+from nnunetv2_plgcl.datasets.check import check_training
+from nnunetv2_plgcl.datasets.unlabelled import (
+    UNLABELLED_IMAGES,
+    preprocessed_cases,
+    require_current,
+    unlabelled_cases,
+    unlabelled_folder,
+)
 from nnunetv2_plgcl.semisupervised import checkpoint as checkpoints
 from nnunetv2_plgcl.semisupervised import progress
 from nnunetv2_plgcl.semisupervised.consistency import consistency_loss, sigmoid_rampup
 from nnunetv2_plgcl.semisupervised.pseudo_label import class_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher, swap_weights
-from nnunetv2_plgcl.semisupervised.unlabelled import (
-    UnlabelledDataset,
-    unlabelled_cases,
-    unlabelled_dataset,
-)
+from nnunetv2_plgcl.semisupervised.unlabelled import UnlabelledDataset, unlabelled_dataset
 from nnunetv2_plgcl.semisupervised.views import (
     WeakStrongViews,
     geometry_of,
@@ -149,6 +155,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         self.dataset_unlabelled = self._open_unlabelled()
+        if self.local_rank == 0:
+            self._check_data()
         self.print_to_log_file(f"PLGCL configuration: {json.dumps(asdict(self.config))}")
         self.print_to_log_file(
             f"{len(self.dataset_unlabelled.identifiers)} unlabelled cases. {self.warmup_epochs} of "
@@ -164,18 +172,46 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
     # ---- data --------------------------------------------------------------------------------
 
     def _open_unlabelled(self) -> UnlabelledDataset:
-        splits_file = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+        base = Path(self.preprocessed_dataset_folder_base)
+        splits_file = base / "splits_final.json"
         splits = json.loads(splits_file.read_text()) if splits_file.is_file() else []
         dataset_id = self.plans_manager.dataset_name[7:10]
-        cases = unlabelled_cases(splits, self.fold, splits_file, dataset_id)
+        folder_un = unlabelled_folder(base, self.configuration_manager.data_identifier)
+        if nnUNet_raw.is_set():
+            require_current(
+                folder_un,
+                self.plans_manager.plans,
+                self.configuration_name,
+                Path(nnUNet_raw) / self.plans_manager.dataset_name / UNLABELLED_IMAGES,
+                self.dataset_json["file_ending"],
+            )
+        images_un = preprocessed_cases(folder_un)
         return unlabelled_dataset(
-            cases,
+            unlabelled_cases(splits, self.fold, splits_file, dataset_id, images_un),
+            images_un,
             Path(self.preprocessed_dataset_folder),
+            folder_un,
             self.dataset_class,
             dataset_id,
             self.configuration_name,
             self.plans_manager.plans_name,
         )
+
+    def _check_data(self) -> None:
+        """As ``nnUNetv2_plgcl_check``: errors stop the training, warnings go to the log."""
+        self.do_split()  # writes nnU-Net's own split where there is none
+        findings = check_training(
+            self.plans_manager.plans,
+            self.dataset_json,
+            self.configuration_name,
+            self.fold,
+            processes=default_num_processes,
+        )
+        for finding in findings:
+            self.print_to_log_file(f"{finding.level}: {finding.text}")
+        errors = [f.text for f in findings if f.level == "error" and f.certain]
+        if errors:
+            raise ValueError(" ".join(errors))
 
     def get_dataloaders(self):
         """nnU-Net's loaders at the stage's labelled batch size, and the unlabelled loader."""

@@ -1,15 +1,17 @@
-"""Which cases are unlabelled, and a dataset of them that never opens a label."""
+"""A dataset of unlabelled cases that never opens a label."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
+
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
 
 
 class UnlabelledDataset(nnUNetDatasetBlosc2):
@@ -19,13 +21,20 @@ class UnlabelledDataset(nnUNetDatasetBlosc2):
     foreground locations were derived from the label. In place of a segmentation the loader gets
     a constant, so that nnU-Net's own loader and transforms serve unlabelled cases unchanged.
     Source: ours.
+
+    Args:
+        folders: where each case lies.
     """
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        super().__init__(str(next(iter(folders.values()))), list(folders))
+        self.folders = dict(folders)
 
     def load_case(self, identifier: str) -> tuple[Any, np.ndarray, None, dict]:
         """Return image (C, X, Y, Z), a placeholder (1, X, Y, Z) of zeros, None and properties
         without any foreground location."""
         data = blosc2.open(
-            urlpath=os.path.join(self.source_folder, identifier + ".b2nd"),
+            urlpath=os.path.join(self.folders[identifier], identifier + ".b2nd"),
             mode="r",
             dparams={"nthreads": 1},
             **self.mmap_kwargs,
@@ -34,42 +43,11 @@ class UnlabelledDataset(nnUNetDatasetBlosc2):
         return data, placeholder, None, {"class_locations": {}}
 
 
-def unlabelled_cases(
-    splits: Sequence[dict], fold: int | str, splits_file: Path, dataset_id: str
-) -> list[str]:
-    """Cases that the fold lists under its third key, ``"unlabelled"``.
-
-    Plain nnU-Net ignores that key and trains on the fold's labelled cases alone. Source: ours.
-
-    Raises:
-        ValueError: the fold names no unlabelled case, or one that is also labelled or in
-            validation, or names one twice.
-    """
-    mend = (
-        f"Write a split with unlabelled cases: nnUNetv2_plgcl_split -d {dataset_id} --labelled 0.1"
-    )
-    if not isinstance(fold, int) or fold >= len(splits):
-        raise ValueError(f"Fold {fold} is not in {splits_file}, so no case is unlabelled. {mend}")
-    cases = list(splits[fold].get("unlabelled", []))
-    if not cases:
-        raise ValueError(f"Fold {fold} of {splits_file} names no unlabelled case. {mend}")
-    for part, meaning in (("train", "labelled"), ("val", "in validation")):
-        both = sorted(set(cases) & set(splits[fold][part]))
-        if both:
-            raise ValueError(
-                f"{_some(both)} of fold {fold} in {splits_file} "
-                f"{'is' if len(both) == 1 else 'are'} both unlabelled and {meaning}. "
-                f"Remove from one of the two. {mend}"
-            )
-    if len(set(cases)) != len(cases):
-        twice = sorted({case for case in cases if cases.count(case) > 1})
-        raise ValueError(f"Fold {fold} of {splits_file} lists {_some(twice)} twice as unlabelled.")
-    return cases
-
-
 def unlabelled_dataset(
     cases: Sequence[str],
+    images_un: Sequence[str],
     folder: Path,
+    folder_un: Path,
     dataset_class: type[nnUNetBaseDataset],
     dataset_id: str,
     configuration: str,
@@ -77,9 +55,18 @@ def unlabelled_dataset(
 ) -> UnlabelledDataset:
     """Open the preprocessed images of the unlabelled cases.
 
+    Args:
+        cases: all of them.
+        images_un: those among them that lie in ``folder_un``.
+        folder: of the cases with labels.
+        folder_un: of the cases in ``imagesUn``.
+        dataset_class: of nnU-Net, for the files in ``folder``.
+        dataset_id: to be named in errors, as are ``configuration`` and ``plans_name``.
+
     Raises:
         FileNotFoundError: a case was never preprocessed for this configuration.
         NotImplementedError: the preprocessed files are not in nnU-Net's Blosc2 format.
+        ValueError: a case of ``imagesUn`` has the name of one with a label.
     """
     mend = f"nnUNetv2_preprocess -d {dataset_id} -c {configuration} -plans_name {plans_name}"
     if not issubclass(dataset_class, nnUNetDatasetBlosc2):
@@ -87,16 +74,18 @@ def unlabelled_dataset(
             f"Unlabelled cases are read from Blosc2 files (.b2nd), but {folder} holds "
             f"{dataset_class.__name__} files. Preprocess again with nnU-Net 2.8 or newer: {mend}"
         )
-    missing = [case for case in cases if not (folder / f"{case}.b2nd").is_file()]
+    both = [case for case in images_un if (folder / f"{case}.b2nd").is_file()]
+    if both:
+        raise ValueError(
+            f"{some(both)}: in {UNLABELLED_IMAGES} and in imagesTr. A case is labelled or "
+            f"unlabelled: remove or rename one, and preprocess again."
+        )
+    in_folder_un = set(images_un)
+    folders = {case: folder_un if case in in_folder_un else folder for case in cases}
+    missing = [case for case, where in folders.items() if not (where / f"{case}.b2nd").is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{_some(missing)} unlabelled but never preprocessed for configuration "
+            f"{some(missing)} unlabelled but never preprocessed for configuration "
             f"{configuration}: no such file in {folder}. If the image is in imagesTr, run: {mend}"
         )
-    return UnlabelledDataset(str(folder), list(cases))
-
-
-def _some(cases: Sequence[str], shown: int = 3) -> str:
-    more = f" and {len(cases) - shown} more" if len(cases) > shown else ""
-    noun = "Case" if len(cases) == 1 else "Cases"
-    return f"{noun} {', '.join(cases[:shown])}{more}"
+    return UnlabelledDataset(folders)

@@ -11,9 +11,8 @@ def test_images_are_those_of_nnunet_and_nothing_else_is_read(prepared):
     expected = expected[:]
     for suffix in ("_seg.b2nd", ".pkl"):
         (prepared.case_folder / f"{case}{suffix}").unlink()
-    image, placeholder, previous, properties = UnlabelledDataset(
-        str(prepared.case_folder), [case]
-    ).load_case(case)
+    dataset = UnlabelledDataset({case: prepared.case_folder})
+    image, placeholder, previous, properties = dataset.load_case(case)
     np.testing.assert_array_equal(image[:], expected)
     assert placeholder.shape == (1, *expected.shape[1:]) and not placeholder.any()
     assert previous is None and properties == {"class_locations": {}}
@@ -21,4 +20,6 @@ def test_images_are_those_of_nnunet_and_nothing_else_is_read(prepared):
 
 def test_other_file_formats_are_refused_with_the_command_that_mends_it(prepared):
     with pytest.raises(NotImplementedError, match="nnUNetv2_preprocess -d D -c 2d -plans_name P"):
-        unlabelled_dataset(["a"], prepared.case_folder, nnUNetDatasetNumpy, "D", "2d", "P")
+        unlabelled_dataset(
+            ["a"], [], prepared.case_folder, prepared.base, nnUNetDatasetNumpy, "D", "2d", "P"
+        )

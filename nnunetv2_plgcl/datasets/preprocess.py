@@ -1,0 +1,219 @@
+"""Preprocess images that have no label, with the dataset's own plans and nnU-Net's preprocessor.
+
+They lie in ``imagesUn`` of the raw dataset, named as those in ``imagesTr``. The results go to a
+folder of their own beside the labelled ones: nnU-Net takes every case of that folder for labelled,
+and deletes it when it preprocesses again. Source: ours.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nnunetv2_plgcl.datasets.integrity import require_whole
+from nnunetv2_plgcl.datasets.split import read_plans
+from nnunetv2_plgcl.datasets.unlabelled import (
+    UNLABELLED_IMAGES,
+    images_by_case,
+    labelled_images,
+    preprocessed_cases,
+    preprocessing_of,
+    read_preprocessing,
+    some,
+    unlabelled_folder,
+    write_preprocessing,
+)
+
+INCOMPLETE = ".incomplete"  # folder for cases in the making
+# Blosc2 compresses an image by its content: one far emptier than the labelled ones may need less,
+# hardly ever more than this times as much for each raw byte.
+DISK_MARGIN = 1.5
+BYTES_WITHOUT_MEASURE = 4.0  # per raw byte, where no labelled case is preprocessed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker process needs beside the case."""
+
+    plans: dict
+    configuration: str
+    dataset: dict
+    folder: Path
+
+
+def preprocess_unlabelled(
+    dataset_name: str,
+    configuration: str,
+    plans_name: str = "nnUNetPlans",
+    processes: int = 4,
+    show_progress: bool = True,
+) -> tuple[int, int]:
+    """Preprocess every image of ``imagesUn`` that is not preprocessed yet.
+
+    Each case is written under another name and then renamed, so that after a kill no half-written
+    case is taken for whole; calling again goes on. A case is done anew where its image is newer,
+    all are where the plans have changed.
+
+    Args:
+        dataset_name: full name, e.g. "Dataset027_ACDC".
+        configuration: of the plans.
+        plans_name: of the plans file.
+        processes: worker processes; each holds one image in memory.
+        show_progress: a bar on stderr.
+
+    Returns:
+        Number of cases that were preprocessed now, and that were there already.
+
+    Raises:
+        ValueError: no unlabelled image; one of them without all its channels, or of a name that
+            a case in ``imagesTr`` has too; no such configuration; the second stage of a cascade.
+        FileNotFoundError: the dataset was not planned yet.
+        OSError: not enough space on the disk.
+        RuntimeError: images that could not be preprocessed, with their names; the others are
+            done. Or a worker process that was killed.
+    """
+    from nnunetv2 import paths
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    raw = Path(paths.nnUNet_raw) / dataset_name
+    preprocessed = Path(paths.nnUNet_preprocessed) / dataset_name
+    plans, dataset = read_plans(dataset_name, plans_name, configuration)
+    resolved = PlansManager(plans).get_configuration(configuration)
+    if resolved.previous_stage_name is not None:
+        raise ValueError(
+            f"Configuration {configuration} is the second stage of a cascade, which unlabelled "
+            f"cases cannot be used in. Take 3d_fullres or 3d_lowres."
+        )
+    labelled = labelled_images(raw, dataset)
+    files_per_case = len(next(iter(labelled.values())))
+    images = images_by_case(raw / UNLABELLED_IMAGES, dataset["file_ending"], files_per_case)
+    both = sorted(set(labelled) & set(images))
+    if both:
+        raise ValueError(
+            f"{some(both)}: in imagesTr and in {UNLABELLED_IMAGES}. A case is labelled or "
+            f"unlabelled: remove or rename one."
+        )
+
+    folder = unlabelled_folder(preprocessed, resolved.data_identifier)
+    shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
+    now = preprocessing_of(plans, configuration)
+    if folder.is_dir() and read_preprocessing(folder) != now:
+        shutil.rmtree(folder)  # made by other plans
+    (folder / INCOMPLETE).mkdir(parents=True)
+    write_preprocessing(folder, now)
+    waiting = {case: files for case, files in images.items() if not _is_done(folder, case, files)}
+    try:
+        _check_disk_space(waiting, labelled, folder, preprocessed / resolved.data_identifier)
+        job = Job(plans, configuration, dataset, folder)
+        failures = dict(_run_all(job, waiting, processes, show_progress))
+    finally:
+        shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
+    for stale in set(preprocessed_cases(folder)) - set(images):
+        _remove(folder, stale)
+    if failures:
+        raise RuntimeError(
+            f"{len(failures)} of {len(waiting)} images could not be preprocessed, the others are "
+            f"done. " + " ".join(f"{case}: {error}" for case, error in sorted(failures.items()))
+        )
+    return len(waiting), len(images) - len(waiting)
+
+
+def preprocess_case(job: Job, case: str, files: Sequence[Path]) -> None:
+    """Preprocess one image without a label and give it its name when it is whole.
+
+    The segmentation that nnU-Net makes up for it is not kept.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    for file in files:
+        require_whole(file)
+    plans = PlansManager(job.plans)
+    configuration = plans.get_configuration(job.configuration)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    made = job.folder / INCOMPLETE / case
+    preprocessor.run_case_save(
+        str(made), [str(file) for file in files], None, plans, configuration, job.dataset
+    )
+    # the image last: it makes the case a whole one
+    for ending in (".pkl", ".b2nd"):
+        os.replace(f"{made}{ending}", job.folder / f"{case}{ending}")
+    Path(f"{made}_seg.b2nd").unlink()
+
+
+def _run_all(
+    job: Job, waiting: Mapping[str, Sequence[Path]], processes: int, show_progress: bool
+) -> Iterator[tuple[str, str]]:
+    """Yields the cases that failed, each with its error in one line."""
+    # spawned, as nnU-Net does: a forked process inherits locks that nobody opens
+    context = multiprocessing.get_context("spawn")
+    bar = tqdm(total=len(waiting), desc="Preprocessing unlabelled", disable=not show_progress)
+    with bar, ProcessPoolExecutor(min(processes, max(1, len(waiting))), context) as pool:
+        futures: dict[Future, str] = {
+            pool.submit(preprocess_case, job, case, files): case for case, files in waiting.items()
+        }
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise RuntimeError(
+                        "A worker process was killed, perhaps because the memory ran out: use "
+                        "fewer with -np. What is done is kept; run again to go on."
+                    ) from None
+                if error is not None:
+                    yield futures[future], " ".join(str(error).split()) or type(error).__name__
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _is_done(folder: Path, case: str, files: Sequence[Path]) -> bool:
+    made = folder / f"{case}.b2nd"
+    return made.is_file() and made.stat().st_mtime >= max(f.stat().st_mtime for f in files)
+
+
+def _remove(folder: Path, case: str) -> None:
+    for ending in (".b2nd", ".pkl"):
+        (folder / f"{case}{ending}").unlink(missing_ok=True)
+
+
+def _check_disk_space(
+    waiting: Mapping[str, Sequence[Path]],
+    labelled: Mapping[str, Sequence[Path]],
+    folder: Path,
+    folder_labelled: Path,
+) -> None:
+    """
+    Raises:
+        OSError: the results are likely to be larger than the free space. Their size is estimated
+            from what the labelled cases take, for each byte of their raw images.
+    """
+    raw_bytes = sum(file.stat().st_size for files in waiting.values() for file in files)
+    needed = DISK_MARGIN * raw_bytes * _bytes_per_raw_byte(labelled, folder_labelled)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"{len(waiting)} cases need about {needed / 2**30:.1f} GiB in {folder}, but "
+            f"{free / 2**30:.1f} GiB are free."
+        )
+
+
+def _bytes_per_raw_byte(
+    labelled: Mapping[str, Sequence[Path]], folder: Path, samples: int = 20
+) -> float:
+    made = {case: folder / f"{case}.b2nd" for case in labelled}
+    done = [case for case, file in made.items() if file.is_file()][:samples]
+    if not done:
+        return BYTES_WITHOUT_MEASURE
+    raw_bytes = sum(file.stat().st_size for case in done for file in labelled[case])
+    return sum(made[case].stat().st_size for case in done) / raw_bytes

@@ -1,0 +1,218 @@
+"""Which cases are unlabelled, where they lie, and whether what is preprocessed is up to date.
+
+They come from two places, which may be used together: cases that the fold of ``splits_final.json``
+lists as unlabelled, and images without any label in ``imagesUn`` of the raw dataset, named as those
+in ``imagesTr``. The latter are preprocessed into a folder of their own, beside the labelled cases
+of the same configuration. Source: ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+UNLABELLED_IMAGES = "imagesUn"
+PREPROCESSING = "preprocessing.json"  # how the images of a folder were preprocessed
+OF_PLANS = (
+    "image_reader_writer",
+    "transpose_forward",
+    "foreground_intensity_properties_per_channel",
+)
+OF_CONFIGURATION = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+)
+
+
+def labelled_images(raw: Path, dataset: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """Image files of each training case of a raw dataset, as nnU-Net finds them.
+
+    Args:
+        raw: folder of the dataset.
+        dataset: content of dataset.json.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if "dataset" in dataset:  # then the files may lie anywhere
+        from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+        named = get_filenames_of_train_images_and_targets(str(raw), dict(dataset))
+        return {case: [Path(file) for file in files["images"]] for case, files in named.items()}
+    return images_by_case(raw / "imagesTr", dataset["file_ending"])
+
+
+def images_by_case(
+    folder: Path, file_ending: str, files_per_case: int | None = None
+) -> dict[str, list[Path]]:
+    """Image files of each case, in the order of their channels.
+
+    Args:
+        folder: with files ``CASE_0000.ending``, ``CASE_0001.ending``, ...
+        file_ending: as in dataset.json.
+        files_per_case: that every case must have; None for those of the first case. (One file may
+            hold several channels, as a colour photograph does.)
+
+    Raises:
+        ValueError: no folder, no image, a file that is not named so, a case with other channels
+            than the others.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}.")
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
+    found: dict[str, dict[int, Path]] = {}
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith(".") or not entry.is_file():
+            continue
+        match = pattern.fullmatch(entry.name)
+        if match is None:
+            raise ValueError(
+                f"{entry.path} is not named as nnU-Net wants it: CASE_0000{file_ending}, with the "
+                f"number of the channel."
+            )
+        found.setdefault(match[1], {})[int(match[2])] = Path(entry.path)
+    if not found:
+        raise ValueError(f"{folder} holds no image.")
+    number = files_per_case or len(next(iter(found.values())))
+    for case, files in found.items():
+        if sorted(files) != list(range(number)):
+            has, wanted = (
+                ", ".join(f"{channel:04d}" for channel in channels)
+                for channels in (sorted(files), range(number))
+            )
+            raise ValueError(
+                f"{folder / case} has channel {has}, but the other cases have {wanted}."
+            )
+    return {case: [files[channel] for channel in range(number)] for case, files in found.items()}
+
+
+def unlabelled_folder(preprocessed_dataset: Path, data_identifier: str) -> Path:
+    """Where preprocessed images of ``imagesUn`` lie, beside the labelled ones."""
+    return preprocessed_dataset / f"{data_identifier}_unlabelled"
+
+
+def preprocessing_of(plans: dict, configuration: str) -> dict[str, Any]:
+    """The part of the plans that decides how an image is preprocessed."""
+    resolved = PlansManager(plans).get_configuration(configuration).configuration
+    return {
+        **{key: plans[key] for key in OF_PLANS},
+        **{key: resolved[key] for key in OF_CONFIGURATION},
+    }
+
+
+def write_preprocessing(folder: Path, preprocessing: dict[str, Any]) -> None:
+    """Note in the folder how its images were preprocessed."""
+    (folder / PREPROCESSING).write_text(json.dumps(preprocessing, indent=4))
+
+
+def read_preprocessing(folder: Path) -> dict[str, Any] | None:
+    """Inverse of ``write_preprocessing``; None where nothing legible was noted."""
+    try:
+        noted: dict[str, Any] = json.loads((folder / PREPROCESSING).read_text())
+    except (OSError, ValueError):
+        return None
+    return noted
+
+
+def preprocessed_cases(folder: Path) -> list[str]:
+    """Whole cases of a folder made by ``nnUNetv2_plgcl_preprocess``; none without the folder."""
+    return sorted(file.name[: -len(".b2nd")] for file in folder.glob("[!.]*.b2nd"))
+
+
+def unlabelled_cases(
+    splits: Sequence[dict],
+    fold: int | str,
+    splits_file: Path,
+    dataset_id: str,
+    images_un: Sequence[str] = (),
+) -> list[str]:
+    """Cases that the fold lists under its third key, ``"unlabelled"``, and those of ``imagesUn``.
+
+    Plain nnU-Net ignores that key and trains on the fold's labelled cases alone. Source: ours.
+
+    Args:
+        splits: what ``splits_file`` holds; empty without the file.
+        fold: number, or ``"all"``.
+        splits_file: to be named in errors.
+        dataset_id: to be named in errors.
+        images_un: preprocessed cases of ``imagesUn``, unlabelled in every fold.
+
+    Raises:
+        ValueError: there is no unlabelled case, or one that is also labelled or in validation,
+            or the fold names one twice.
+    """
+    mend = (
+        f"Write a split with unlabelled cases: nnUNetv2_plgcl_split -d {dataset_id} --labelled "
+        f"0.1, or put images without a label into {UNLABELLED_IMAGES}: nnUNetv2_plgcl_preprocess"
+    )
+    listed = isinstance(fold, int) and fold < len(splits)
+    split = splits[int(fold)] if listed else {"train": [], "val": []}
+    cases = [*split.get("unlabelled", []), *images_un]
+    if not cases and not listed:
+        raise ValueError(f"Fold {fold} is not in {splits_file}, so no case is unlabelled. {mend}")
+    if not cases:
+        raise ValueError(f"Fold {fold} of {splits_file} names no unlabelled case. {mend}")
+    for part, meaning in (("train", "labelled"), ("val", "in validation")):
+        both = sorted(set(cases) & set(split[part]))
+        if both:
+            raise ValueError(
+                f"{some(both)} of fold {fold} in {splits_file} "
+                f"{'is' if len(both) == 1 else 'are'} both unlabelled and {meaning}. "
+                f"Remove from one of the two. {mend}"
+            )
+    if len(set(cases)) != len(cases):
+        twice = sorted(case for case, number in Counter(cases).items() if number > 1)
+        raise ValueError(f"Fold {fold} of {splits_file} lists {some(twice)} twice as unlabelled.")
+    return cases
+
+
+def require_current(
+    folder_un: Path, plans: dict, configuration: str, raw_images: Path, file_ending: str
+) -> None:
+    """Refuse preprocessed images of ``imagesUn`` that do not fit the plans or the raw images.
+
+    Args:
+        folder_un: made by ``nnUNetv2_plgcl_preprocess``, or missing.
+        plans: of the training.
+        configuration: of the training.
+        raw_images: ``imagesUn`` of the raw dataset; it need not be there any more.
+        file_ending: of the raw images.
+
+    Raises:
+        FileNotFoundError: a raw image was never preprocessed for this configuration.
+        ValueError: they were preprocessed with other plans.
+    """
+    mend = (
+        f"Run: nnUNetv2_plgcl_preprocess -d {plans['dataset_name'][7:10]} -c {configuration} "
+        f"-p {plans['plans_name']}"
+    )
+    done = preprocessed_cases(folder_un)
+    if done and read_preprocessing(folder_un) != preprocessing_of(plans, configuration):
+        raise ValueError(f"The images in {folder_un} were preprocessed with other plans. {mend}")
+    if raw_images.is_dir():
+        channel = len("_0000" + file_ending)
+        raw = {e.name[:-channel] for e in os.scandir(raw_images) if e.name.endswith(file_ending)}
+        missing = sorted(raw - set(done))
+        if missing:
+            raise FileNotFoundError(
+                f"{some(missing)} of {raw_images} never preprocessed for configuration "
+                f"{configuration}. {mend}"
+            )
+
+
+def some(cases: Sequence[str], shown: int = 3) -> str:
+    """The first cases by name, the others by number, to begin a sentence with."""
+    more = f" and {len(cases) - shown} more" if len(cases) > shown else ""
+    noun = "Case" if len(cases) == 1 else "Cases"
+    return f"{noun} {', '.join(cases[:shown])}{more}"

@@ -1,0 +1,254 @@
+"""Each mistake that a check is for, made in real or nearly real data."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import TINY
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from training import make_trainer, tiny
+
+from nnunetv2_plgcl import commands
+from nnunetv2_plgcl.datasets import check as check_module
+from nnunetv2_plgcl.datasets import summary as summary_module
+from nnunetv2_plgcl.datasets.check import check_images, check_parts
+from nnunetv2_plgcl.datasets.summary import ImageSummary, read_summary, summaries, summarise
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+
+
+def raw_image(prepared, case: str) -> Path:
+    return prepared.base / "nnUNet_raw" / prepared.name / "imagesTr" / f"{case}_0000.nii.gz"
+
+
+def rewrite(file: Path, change) -> None:
+    """Read an image, change array and header, write it back."""
+    image = sitk.ReadImage(str(file))
+    changed = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(image).astype(np.float32)))
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(file))
+
+
+def run(capsys, *more: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stopped:
+        commands.check(["-d", "901", "-c", TINY, "-f", "0", *more])
+    return stopped.value.code, capsys.readouterr().out
+
+
+def start(prepared):
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared)
+    trainer.on_train_start()
+    return Path(trainer.log_file).read_text()
+
+
+def test_a_sound_dataset_passes_on_one_screen(prepared, capsys):
+    status, out = run(capsys)
+    assert status == 0 and "0 errors, 0 warnings" in out
+    assert "4 labelled, 6 unlabelled, 2 validation cases" in out and len(out.splitlines()) < 10
+    assert "4 labelled, 6 unlabelled, 2 validation cases" in start(prepared)
+
+
+def test_every_parameter_is_counted(prepared, capsys):
+    """The size that is announced for the teacher is that of the real network."""
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared)
+    trainer.initialize()
+    size = sum(p.numel() for p in trainer.student.parameters()) * 4 / 2**20
+    assert f"about {size:.0f} MiB for the teacher" in run(capsys)[1]
+
+
+def test_a_patient_on_two_sides(prepared, capsys, monkeypatch):
+    every = r"patient\d"  # as if the first digit told one patient from another
+    status, out = run(capsys, "--group-by", every)
+    assert status == 1 and "error   Patient patient0: some images are validation, others" in out
+    assert run(capsys, "--group-by", ".+")[0] == 0, "each image a patient of its own"
+    monkeypatch.setattr(check_module, "guess_group_pattern", lambda cases: every)
+    assert run(capsys)[0] == 1
+    assert "error: Patient patient0" in start(prepared), "a guess does not stop a training"
+
+
+def test_a_copy_of_a_validation_image_among_the_unlabelled(prepared, capsys):
+    """Under another name, compressed anew and as another type: only the content tells."""
+    val, unlabelled = prepared.split["val"][0], prepared.split["unlabelled"][0]
+    image = sitk.ReadImage(str(raw_image(prepared, val)), sitk.sitkFloat64)
+    sitk.WriteImage(image, str(raw_image(prepared, unlabelled)))
+    status, out = run(capsys)
+    assert status == 1
+    assert f"under two names: {unlabelled} (unlabelled) = {val} (validation). Remove" in out
+    with pytest.raises(ValueError, match="The same image under two names"):
+        start(prepared)
+
+
+def test_useless_and_damaged_images(prepared, capsys):
+    constant, cut = prepared.split["unlabelled"][:2]
+    rewrite(raw_image(prepared, constant), lambda a: np.full_like(a, 7))
+    file = raw_image(prepared, cut)
+    file.write_bytes(file.read_bytes()[:3000])
+    status, out = run(capsys)
+    assert status == 1
+    assert f"Case {constant}: the same value everywhere" in out
+    assert f"Case {cut} cannot be read. {file} is truncated" in out
+
+
+def test_images_unlike_the_labelled_ones_are_warned_of(prepared, capsys):
+    spacing, turned, bright = prepared.split["unlabelled"][:3]
+    image = sitk.ReadImage(str(raw_image(prepared, spacing)))
+    image.SetSpacing([3.0 * s for s in image.GetSpacing()])
+    sitk.WriteImage(image, str(raw_image(prepared, spacing)))
+    image = sitk.ReadImage(str(raw_image(prepared, turned)))
+    image.SetDirection(np.array(image.GetDirection()) * ([-1, -1, 1] * 3))
+    sitk.WriteImage(image, str(raw_image(prepared, turned)))
+    rewrite(raw_image(prepared, bright), lambda a: 100 * a + 1000)
+    status, out = run(capsys)
+    assert status == 0 and "0 errors, 3 warnings" in out
+    assert f"Case {spacing}: voxel spacing" in out
+    assert f"Case {turned}: axes point to" in out
+    assert f"Case {bright}: mean intensity" in out
+    assert "axes point to" in start(prepared)
+
+
+def test_a_class_that_no_labelled_case_has(prepared, capsys):
+    for case in prepared.split["train"]:
+        file = prepared.case_folder / f"{case}.pkl"
+        properties = pickle.loads(file.read_bytes())
+        properties["class_locations"][2] = []
+        file.write_bytes(pickle.dumps(properties))
+    name = next(n for n, v in prepared.dataset_json()["labels"].items() if v == 2)
+    status, out = run(capsys)
+    assert status == 0 and f"No labelled case has {name} (2)" in out
+
+
+def test_cases_that_are_not_preprocessed(prepared, capsys):
+    case = prepared.split["unlabelled"][0]
+    (prepared.case_folder / f"{case}.b2nd").unlink()
+    status, out = run(capsys)
+    assert status == 1 and f"Case {case}: not preprocessed for configuration {TINY}" in out
+    (prepared.case_folder / f"{prepared.split['train'][0]}.pkl").unlink()
+    assert "is labelled but not preprocessed" in run(capsys)[1]
+
+
+def test_no_unlabelled_case_is_an_error_of_the_check_too(prepared, capsys):
+    split = {part: prepared.split[part] for part in ("train", "val")}
+    (prepared.preprocessed / "splits_final.json").write_text(json.dumps([split]))
+    status, out = run(capsys)
+    assert status == 1 and "names no unlabelled case" in out
+
+
+def test_without_raw_images_the_rest_is_checked(prepared, capsys):
+    shutil.rmtree(prepared.base / "nnUNet_raw" / prepared.name)
+    status, out = run(capsys)
+    assert status == 0 and "raw images are not at hand" in out
+
+
+def test_labels_of_unlabelled_cases_are_not_opened(prepared, capsys):
+    for case in prepared.split["unlabelled"]:
+        for suffix in ("_seg.b2nd", ".pkl"):
+            (prepared.case_folder / f"{case}{suffix}").write_bytes(b"not a label")
+        label = prepared.base / "nnUNet_raw" / prepared.name / "labelsTr" / f"{case}.nii.gz"
+        label.write_bytes(b"not a label")
+    assert run(capsys)[0] == 0
+
+
+def test_wrong_arguments_are_told_in_one_line(prepared):
+    for arguments, message in (
+        (["-d", "7", "-c", TINY, "-f", "0"], "no dataset 7"),
+        (["-d", "901", "-c", "4d", "-f", "0"], "no configuration 4d"),
+        (["-d", "901", "-c", TINY, "-f", "0", "--group-by", "("], "not a regular expression"),
+    ):
+        with pytest.raises(SystemExit, match=message) as stopped:
+            commands.check(arguments)
+        assert "\n" not in str(stopped.value.code)
+
+
+def parts(labelled=(), unlabelled=(), validation=()):
+    return {"labelled": labelled, "unlabelled": unlabelled, "validation": validation}
+
+
+def image(mean=1.0, channels=1, digest=None, **changes) -> ImageSummary:
+    values = {"shape": (2, 2, 2), "spacing": (1.0, 1.0, 1.0), "orientation": "LPS"}
+    sides = {"minimum": (0.0,) * channels, "maximum": (9.0,) * channels, "mean": (mean,) * channels}
+    return ImageSummary(**{**values, **sides, "digest": digest or str(id(object())), **changes})
+
+
+def texts(findings, level) -> str:
+    return " | ".join(finding.text for finding in findings if finding.level == level)
+
+
+def test_one_patient_labelled_and_unlabelled_is_only_warned_of():
+    findings = list(check_parts(parts(["p1_a", "p2_a"], ["p1_b", "p3_a"], ["p4_a"])))
+    assert not texts(findings, "error") and "Patient p1:" in texts(findings, "warning")
+
+
+def test_a_case_in_two_parts_is_an_error_without_any_guess():
+    findings = list(check_parts(parts(["p1_a"], ["p2_a"], ["p2_a", "p2_b"])))
+    assert any(f.certain and "p2_a: both unlabelled and validation" in f.text for f in findings)
+
+
+def test_channels_must_be_those_of_the_dataset():
+    findings = check_images(
+        parts(["a"], ["b"]), {"a": image(digest="1"), "b": image(channels=2, digest="2")}, 1
+    )
+    assert "Case b: 2 channels, but dataset.json has 1" in texts(findings, "error")
+
+
+def test_values_that_are_not_finite_are_an_error():
+    """ITK reads NaN in NIfTI files as zeros; other readers do not."""
+    seen = {"a": image(digest="1"), "b": image(digest="2", finite=False)}
+    findings = list(check_images(parts(["a"], ["b"]), seen, 1))
+    assert "Case b: NaN or infinite values" in texts(findings, "error")
+
+
+def test_copies_within_one_part_are_only_wasteful():
+    seen = {"a": image(digest="1"), "b": image(digest="2"), "c": image(digest="2")}
+    findings = list(check_images(parts(["a"], ["b", "c"]), seen, 1))
+    assert not texts(findings, "error")
+    assert "twice in one part: b = c." in texts(findings, "warning")
+
+
+def test_a_summary_says_what_numpy_says(prepared):
+    file = raw_image(prepared, prepared.split["train"][0])
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    seen = read_summary([file], SimpleITKIO)
+    assert seen.shape == array.shape
+    assert seen.orientation == "".join(nibabel.aff2axcodes(nibabel.load(file).affine))
+    assert seen.mean == pytest.approx((array.mean(),))
+    assert (seen.minimum, seen.maximum) == ((array.min(),), (array.max(),))
+    spacing = sitk.ReadImage(str(file)).GetSpacing()[::-1]
+    assert seen.spacing == pytest.approx(spacing)
+
+
+def test_only_finite_values_are_averaged():
+    data = np.array([[[[1.0, 3.0, np.nan, np.inf]]]])
+    seen = summarise(data, {"spacing": (1, 1, 1)})
+    assert seen.mean == (2.0,) and seen.maximum == (3.0,) and not seen.finite
+    assert summarise(np.full((1, 1, 1, 2), np.nan), {"spacing": (1, 1, 1)}).mean == (0.0,)
+
+
+def test_images_are_read_once_until_they_change(prepared, tmp_path, monkeypatch):
+    cases = prepared.split["train"][:2]
+    files = {case: [raw_image(prepared, case)] for case in cases}
+    cache = tmp_path / "cache.json"
+    first = summaries(files, SimpleITKIO, cache, 1)
+    seen = []
+
+    def record(paths, reader):
+        seen.extend(paths)
+        return read_summary(paths, reader)
+
+    monkeypatch.setattr(summary_module, "read_summary", record)
+    assert summaries(files, SimpleITKIO, cache, 1) == first and not seen
+    rewrite(files[cases[0]][0], lambda a: a + 1)
+    again = summaries(files, SimpleITKIO, cache, 1)
+    assert seen == files[cases[0]] and again[cases[0]].digest != first[cases[0]].digest
+    cache.write_text("{ damaged")
+    assert summaries(files, SimpleITKIO, cache, 1) == again
+
+
+def test_worker_processes_find_the_same(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(summary_module, "IN_THIS_PROCESS", 1)
+    files = {case: [raw_image(prepared, case)] for case in prepared.split["unlabelled"]}
+    alone = summaries(files, SimpleITKIO, tmp_path / "a.json", 1)
+    assert summaries(files, SimpleITKIO, tmp_path / "b.json", 2) == alone
