@@ -11,6 +11,7 @@ from pathlib import Path
 def split(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_plgcl_split``."""
     from nnunetv2_plgcl.datasets import split as library
+    from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, require_hidable
 
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_plgcl_split",
@@ -19,7 +20,7 @@ def split(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("-d", required=True, metavar="DATASET", help="number or name")
     parser.add_argument(
-        "--labelled", required=True, nargs="+", metavar="AMOUNT|NAME",
+        "--labelled", nargs="+", metavar="AMOUNT|NAME",
         help="with a decimal point the fraction of the groups outside validation (0.1), without "
         "one a number of groups (7; 1 is one group), or names of groups or cases",
     )  # fmt: skip
@@ -39,11 +40,30 @@ def split(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace another split (kept as backup)"
     )
+    parser.add_argument(
+        "--strict", action="store_true",
+        help="move unlabelled images to imagesUn and hide their labels, so that planning does not "
+        "see them; then plan and preprocess again",
+    )  # fmt: skip
+    parser.add_argument("--undo", action="store_true", help="undo --strict")
     args = parser.parse_args(argv)
+    if args.undo == (args.labelled is not None):
+        parser.error("--labelled is needed, or --undo alone")
+    if args.strict and args.folds != 1:
+        parser.error("--strict hides labels once for all folds, so it takes one fold")
 
     try:
+        if args.undo:
+            _undo_strict(args.d)
+            return
         name, cases = library.training_cases(args.d)
-        file = library.split_file(name)
+        raw = library.nnunet_folder("nnUNet_raw") / name
+        if is_strict(raw):
+            raise ValueError(
+                f"Labels of {name} are hidden by --strict, so a split would leave those cases "
+                f"out. First: {parser.prog} -d {args.d} --undo"
+            )
+        file = library.split_file(name, make_folder=args.strict)
         pattern = args.group_by or library.guess_group_pattern(cases)
         groups = library.group_cases(cases, pattern)
         print(f"{name}: {library.describe_groups(groups, pattern, guessed=not args.group_by)}")
@@ -55,6 +75,10 @@ def split(argv: Sequence[str] | None = None) -> None:
             print(sentence)
         for number, fold in enumerate(folds):
             print(f"fold {number}: {library.describe_fold(fold, groups)}")
+        hidden = list(folds[0]["unlabelled"])
+        if args.strict:
+            require_hidable(raw, hidden)
+            folds[0]["unlabelled"] = []  # those of imagesUn are unlabelled in every fold
         if library.read_split(file) == folds:
             print(f"Nothing to do: {file} already holds this split (seed {args.seed}).")
         else:
@@ -62,9 +86,64 @@ def split(argv: Sequence[str] | None = None) -> None:
             print(f"Written (seed {args.seed}): {file}")
             if backup:
                 print(f"The earlier split is kept in {backup}")
+        if args.strict:
+            hide_labels(raw, file.parent, hidden)
+            print(
+                f"{len(hidden)} images moved to imagesUn, their labels to labelsUn ({parser.prog} "
+                f"-d {args.d} --undo brings them back).\n"
+                f"Next: nnUNetv2_plan_and_preprocess -d {args.d} -c 2d, then "
+                f"nnUNetv2_plgcl_preprocess -d {args.d} -c 2d"
+            )
+            return
     except (ValueError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
     print(f"Next: nnUNetv2_train {args.d} 2d 0 -tr nnUNetTrainerPLGCL")
+
+
+def _undo_strict(dataset: str) -> None:
+    from nnunetv2_plgcl.datasets import split as library
+    from nnunetv2_plgcl.datasets.strict import restore_labels
+
+    name = library.dataset_name(dataset)
+    raw = library.nnunet_folder("nnUNet_raw") / name
+    cases = restore_labels(raw, library.nnunet_folder("nnUNet_preprocessed") / name)
+    print(f"{len(cases)} images and their labels are back in imagesTr and labelsTr.")
+    print(f"Next: nnUNetv2_plan_and_preprocess -d {dataset} -c 2d")
+
+
+def convert(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_plgcl_convert``."""
+    from nnunetv2_plgcl.datasets.convert import run as library
+
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_plgcl_convert",
+        description="Write an official download in nnU-Net's raw format. After an interruption "
+        "run it again.",
+    )
+    parser.add_argument("dataset", choices=sorted(library.SOURCES))
+    parser.add_argument("source", type=Path, help="folder of the download")
+    parser.add_argument("-d", type=int, required=True, metavar="ID", help="number for nnU-Net")
+    parser.add_argument(
+        "--protocol", choices=[library.PAPER], help="write the paper's split, a fold each amount"
+    )
+    parser.add_argument(
+        "--cine", action="store_true",
+        help="ACDC: frames of the 4D files between the labelled ones as unlabelled images",
+    )  # fmt: skip
+    parser.add_argument(
+        "--np", "-np", type=int, default=4, help="worker processes (default %(default)s)"
+    )
+    args = parser.parse_args(argv)
+
+    try:
+        lines = library.convert(
+            args.dataset, args.source, args.d,
+            protocol=args.protocol, cine=args.cine, processes=args.np,
+        )  # fmt: skip
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    print("\n".join(lines))
+    print(f"Next: nnUNetv2_plan_and_preprocess -d {args.d} -c 2d")
 
 
 def preprocess(argv: Sequence[str] | None = None) -> None:

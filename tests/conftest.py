@@ -116,3 +116,32 @@ def prepared(prepared_once: Prepared, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, value)
     os.makedirs(tmp_path / "nnUNet_results", exist_ok=True)
     return mine
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes take seconds to start; one test for each command has real ones."""
+    from nnunetv2_plgcl.datasets import workers
+
+    class Pool:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, function, *arguments):
+            future = workers.Future()
+            try:
+                future.set_result(function(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)

@@ -33,7 +33,7 @@ PARTS: tuple[Part, ...] = ("labelled", "unlabelled", "validation")
 
 # An unlabelled image is far from the labelled ones beyond ...
 SPACING_FACTOR = 2.0  # times their largest, or below their smallest by this factor
-INTENSITY_RANGES = 2.0  # times the range of their mean intensities, added at both ends
+INTENSITY_RANGES = 5.0  # times the range of their mean intensities, added at both ends
 
 
 @dataclass(frozen=True)

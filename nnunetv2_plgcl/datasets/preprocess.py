@@ -7,16 +7,11 @@ and deletes it when it preprocesses again. Source: ours.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 from nnunetv2_plgcl.datasets.integrity import require_whole
 from nnunetv2_plgcl.datasets.split import read_plans
@@ -31,6 +26,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     unlabelled_folder,
     write_preprocessing,
 )
+from nnunetv2_plgcl.datasets.workers import describe_failures, run_all
 
 INCOMPLETE = ".incomplete"  # folder for cases in the making
 # Blosc2 compresses an image by its content: one far emptier than the labelled ones may need less,
@@ -113,16 +109,16 @@ def preprocess_unlabelled(
     try:
         _check_disk_space(waiting, labelled, folder, preprocessed / resolved.data_identifier)
         job = Job(plans, configuration, dataset, folder)
-        failures = dict(_run_all(job, waiting, processes, show_progress))
+        arguments = {case: (job, case, files) for case, files in waiting.items()}
+        failures = run_all(
+            preprocess_case, arguments, processes, "Preprocessing unlabelled", show_progress
+        )
     finally:
         shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
     for stale in set(preprocessed_cases(folder)) - set(images):
         _remove(folder, stale)
     if failures:
-        raise RuntimeError(
-            f"{len(failures)} of {len(waiting)} images could not be preprocessed, the others are "
-            f"done. " + " ".join(f"{case}: {error}" for case, error in sorted(failures.items()))
-        )
+        raise RuntimeError(describe_failures(failures, len(waiting)))
     return len(waiting), len(images) - len(waiting)
 
 
@@ -149,32 +145,6 @@ def preprocess_case(job: Job, case: str, files: Sequence[Path]) -> None:
     for ending in (".pkl", ".b2nd"):
         os.replace(f"{made}{ending}", job.folder / f"{case}{ending}")
     Path(f"{made}_seg.b2nd").unlink()
-
-
-def _run_all(
-    job: Job, waiting: Mapping[str, Sequence[Path]], processes: int, show_progress: bool
-) -> Iterator[tuple[str, str]]:
-    """Yields the cases that failed, each with its error in one line."""
-    # spawned, as nnU-Net does: a forked process inherits locks that nobody opens
-    context = multiprocessing.get_context("spawn")
-    bar = tqdm(total=len(waiting), desc="Preprocessing unlabelled", disable=not show_progress)
-    with bar, ProcessPoolExecutor(min(processes, max(1, len(waiting))), context) as pool:
-        futures: dict[Future, str] = {
-            pool.submit(preprocess_case, job, case, files): case for case, files in waiting.items()
-        }
-        try:
-            for future in as_completed(futures):
-                error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    raise RuntimeError(
-                        "A worker process was killed, perhaps because the memory ran out: use "
-                        "fewer with -np. What is done is kept; run again to go on."
-                    ) from None
-                if error is not None:
-                    yield futures[future], " ".join(str(error).split()) or type(error).__name__
-                bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _is_done(folder: Path, case: str, files: Sequence[Path]) -> bool:

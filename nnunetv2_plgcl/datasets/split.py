@@ -397,13 +397,19 @@ def training_cases(dataset: str) -> tuple[str, list[str]]:
     return name, cases
 
 
-def split_file(dataset_name: str) -> Path:
+def split_file(dataset_name: str, make_folder: bool = False) -> Path:
     """Where nnU-Net reads the dataset's split.
+
+    Args:
+        dataset_name: full name.
+        make_folder: of a dataset that was not planned yet.
 
     Raises:
         ValueError: nnUNet_preprocessed is not set, or the dataset is not in it yet.
     """
     folder = nnunet_folder("nnUNet_preprocessed") / dataset_name
+    if make_folder:
+        folder.mkdir(parents=True, exist_ok=True)
     if not folder.is_dir():
         raise ValueError(
             f"{dataset_name} is not preprocessed yet. Run first: nnUNetv2_plan_and_preprocess "

@@ -22,34 +22,6 @@ from nnunetv2_plgcl.datasets.unlabelled import images_by_case, preprocessed_case
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Worker processes take seconds to start; one test has real ones."""
-
-    class Pool:
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def submit(self, function, *arguments):
-            future = library.Future()
-            try:
-                future.set_result(function(*arguments))
-            except Exception as error:
-                future.set_exception(error)
-            return future
-
-        def shutdown(self, **_):
-            pass
-
-    monkeypatch.setattr(library, "ProcessPoolExecutor", Pool)
-
-
 def raw_folder(prepared) -> Path:
     return prepared.base / "nnUNet_raw" / prepared.name
 
@@ -165,7 +137,7 @@ def test_a_damaged_image_is_named_and_the_others_are_done(prepared, in_this_proc
     with pytest.raises(SystemExit) as stopped:
         commands.preprocess(["-d", "901", "-c", TINY])
     message = str(stopped.value.code)
-    assert "1 of 2 images could not be preprocessed" in message and bad in message
+    assert "1 of 2 cases failed" in message and bad in message
     assert "\n" not in message
     assert preprocessed_cases(folder_un(prepared)) == [good]
 

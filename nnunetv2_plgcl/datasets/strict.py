@@ -1,0 +1,141 @@
+"""Keep labels of unlabelled cases from nnU-Net's planning, which looks at every label it finds.
+
+The fingerprint's intensity statistics come from voxels inside the labels, and normalise CT. So the
+images move to ``imagesUn`` and their labels to ``labelsUn``, which nothing reads; a journal in the
+raw dataset tells the way back. Source: ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, labelled_images
+
+JOURNAL = "plgcl_strict.json"
+HIDDEN_LABELS = "labelsUn"
+FINGERPRINT = "dataset_fingerprint.json"
+
+
+def is_strict(raw: Path) -> bool:
+    """Whether labels of the dataset are hidden."""
+    return (raw / JOURNAL).is_file()
+
+
+def hide_labels(raw: Path, preprocessed: Path, cases: Sequence[str]) -> None:
+    """Move images of training cases to ``imagesUn`` and their labels out of sight.
+
+    What planning has already seen of them, the fingerprint and copies of labels, is removed: plan
+    and preprocess again. Calling ``restore_labels`` undoes it, also after an interruption.
+
+    Args:
+        raw: folder of the dataset.
+        preprocessed: likewise; it need not exist.
+        cases: to hide.
+
+    Raises:
+        ValueError: labels are hidden already; dataset.json lists files, which stay where they are;
+            a file would be replaced.
+    """
+    dataset, moves = _planned(raw, cases)
+    journal = {"cases": sorted(cases), "numTraining": dataset["numTraining"]}
+    _write(raw / JOURNAL, {**journal, "moves": [[str(a.relative_to(raw)), str(b.relative_to(raw))]
+                                                for a, b in moves]})  # fmt: skip
+    for source, target in moves:
+        target.parent.mkdir(exist_ok=True)
+        os.rename(source, target)
+    remaining = len(labelled_images(raw, dataset))
+    _write(raw / "dataset.json", {**dataset, "numTraining": remaining})
+    (preprocessed / FINGERPRINT).unlink(missing_ok=True)
+    for case in cases:
+        copy = preprocessed / "gt_segmentations" / f"{case}{dataset['file_ending']}"
+        copy.unlink(missing_ok=True)
+
+
+def require_hidable(raw: Path, cases: Sequence[str]) -> None:
+    """Raise what ``hide_labels`` would, without moving anything."""
+    _planned(raw, cases)
+
+
+def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
+    """Undo ``hide_labels``, whole or interrupted.
+
+    The cases become unlabelled ones of every fold in ``splits_final.json``; their copies among the
+    preprocessed images of ``imagesUn`` are removed.
+
+    Returns:
+        The cases.
+
+    Raises:
+        ValueError: no labels are hidden; a file would be replaced.
+    """
+    if not is_strict(raw):
+        raise ValueError(f"No labels in {raw} are hidden, so there is nothing to undo.")
+    journal: dict[str, Any] = json.loads((raw / JOURNAL).read_text())
+    moves = [(raw / source, raw / target) for source, target in journal["moves"]]
+    for source, target in moves:
+        if source.exists() and target.exists():
+            raise ValueError(f"{source} and {target} are both there: move one away.")
+    for source, target in moves:
+        if target.exists():
+            os.rename(target, source)
+    for emptied in (raw / UNLABELLED_IMAGES, raw / HIDDEN_LABELS):
+        if emptied.is_dir() and not any(emptied.iterdir()):
+            emptied.rmdir()
+    dataset = json.loads((raw / "dataset.json").read_text())
+    _write(raw / "dataset.json", {**dataset, "numTraining": journal["numTraining"]})
+    cases: list[str] = journal["cases"]
+    splits_file = preprocessed / "splits_final.json"
+    if splits_file.is_file():
+        splits = json.loads(splits_file.read_text())
+        for fold in splits:
+            known = {*fold["train"], *fold["val"], *fold.get("unlabelled", [])}
+            fold["unlabelled"] = sorted({*fold.get("unlabelled", []), *(set(cases) - known)})
+        _write(splits_file, splits)
+    for folder in preprocessed.glob("*_unlabelled"):
+        for case in cases:
+            for ending in (".b2nd", ".pkl"):
+                (folder / f"{case}{ending}").unlink(missing_ok=True)
+        if not any(folder.glob("*.b2nd")):
+            shutil.rmtree(folder)
+    (preprocessed / FINGERPRINT).unlink(missing_ok=True)
+    (raw / JOURNAL).unlink()
+    return cases
+
+
+def _planned(raw: Path, cases: Sequence[str]) -> tuple[dict, list[tuple[Path, Path]]]:
+    """dataset.json and the files to move."""
+    dataset = json.loads((raw / "dataset.json").read_text())
+    if is_strict(raw):
+        raise ValueError(f"Labels in {raw} are hidden already: nnUNetv2_plgcl_split --undo first.")
+    if "dataset" in dataset:
+        raise ValueError(
+            f"{raw}/dataset.json lists the files of each case, wherever they lie: they cannot be "
+            f"moved. Take the unlabelled ones off that list and put them into {UNLABELLED_IMAGES}."
+        )
+    moves = list(_moves(raw, dataset, cases))
+    for _, target in moves:
+        if target.exists():
+            raise ValueError(f"{target} exists already: move it away.")
+    return dataset, moves
+
+
+def _moves(raw: Path, dataset: dict, cases: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+    images = labelled_images(raw, dataset)
+    for case in cases:
+        # the label first: without it nnU-Net refuses the case, with it alone it would not
+        label = raw / "labelsTr" / f"{case}{dataset['file_ending']}"
+        if label.is_file():
+            yield label, raw / HIDDEN_LABELS / label.name
+        for image in images[case]:
+            yield image, raw / UNLABELLED_IMAGES / image.name
+
+
+def _write(file: Path, content: object) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=4))
+    os.replace(temporary, file)

@@ -1,0 +1,69 @@
+"""Many cases in several processes: one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tqdm import tqdm
+
+
+def run_all(
+    function: Callable[..., object],
+    arguments: Mapping[str, tuple[Any, ...]],
+    processes: int,
+    description: str,
+    show_progress: bool = True,
+) -> dict[str, str]:
+    """Call the function for each case, with a progress bar.
+
+    Args:
+        function: of a module, so that processes can import it.
+        arguments: of each case.
+        processes: to run in.
+        description: of the bar.
+        show_progress: whether to show it.
+
+    Returns:
+        Cases that failed, each with its error in one line.
+
+    Raises:
+        RuntimeError: a worker process was killed.
+    """
+    # spawned, as nnU-Net does: a forked process inherits locks that nobody opens
+    context = multiprocessing.get_context("spawn")
+    failures = {}
+    bar = tqdm(total=len(arguments), desc=description, disable=not show_progress)
+    with bar, ProcessPoolExecutor(min(processes, max(1, len(arguments))), context) as pool:
+        futures: dict[Future, str] = {
+            pool.submit(function, *values): case for case, values in arguments.items()
+        }
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise RuntimeError(
+                        "A worker process was killed, perhaps because the memory ran out: use "
+                        "fewer with -np. What is done is kept; run again to go on."
+                    ) from None
+                if error is not None:
+                    failures[futures[future]] = one_line(error)
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return failures
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def describe_failures(failures: Mapping[str, str], total: int, shown: int = 3) -> str:
+    """The first failures by name, the others by number."""
+    more = f" And {len(failures) - shown} more." if len(failures) > shown else ""
+    first = " ".join(f"{case}: {error}" for case, error in sorted(failures.items())[:shown])
+    return f"{len(failures)} of {total} cases failed, the others are done. {first}{more}"

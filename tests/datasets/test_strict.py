@@ -1,0 +1,150 @@
+"""Labels of unlabelled cases leave planning's sight, and come back."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import TINY
+from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
+from training import make_trainer, tiny
+
+from nnunetv2_plgcl import commands
+from nnunetv2_plgcl.datasets import strict
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+
+
+@pytest.fixture
+def raw(prepared):
+    (prepared.preprocessed / "splits_final.json").unlink()
+    return prepared.base / "nnUNet_raw" / prepared.name
+
+
+def tree(folder) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def split(*more: str) -> None:
+    commands.split(["-d", "901", *more])
+
+
+STRICT = ("--labelled", "4", "--val", "2", "--strict", "--group-by", ".+")
+
+
+def names(folder) -> set[str]:
+    return {file.name.removesuffix(".nii.gz").removesuffix("_0000") for file in folder.iterdir()}
+
+
+def test_labels_are_out_of_sight_and_come_back(prepared, raw, capsys):
+    before = tree(raw)
+    split(*STRICT)
+    (fold,) = json.loads((prepared.preprocessed / "splits_final.json").read_text())
+    assert fold["unlabelled"] == [] and len(fold["train"]) == 4 and len(fold["val"]) == 2
+    assert names(raw / "labelsTr") == names(raw / "imagesTr") == {*fold["train"], *fold["val"]}
+    hidden = names(raw / "labelsUn")
+    assert len(hidden) == 6 and names(raw / "imagesUn") == hidden
+    assert json.loads((raw / "dataset.json").read_text())["numTraining"] == 6
+    for case in hidden:
+        assert not list(prepared.preprocessed.rglob(f"gt_segmentations/{case}*"))
+    assert not (prepared.preprocessed / "dataset_fingerprint.json").exists()
+    with pytest.raises(SystemExit, match="hidden by --strict"):
+        split("--labelled", "3")
+
+    split("--undo")
+    after = tree(raw)
+    assert json.loads(after.pop("dataset.json")) == json.loads(before.pop("dataset.json"))
+    assert after == before
+    (fold,) = json.loads((prepared.preprocessed / "splits_final.json").read_text())
+    assert set(fold["unlabelled"]) == hidden
+    with pytest.raises(SystemExit, match="nothing to undo"):
+        split("--undo")
+
+
+def test_the_fingerprint_does_not_see_hidden_labels(prepared, raw):
+    """Whatever is in the labels of unlabelled cases, the statistics of planning are the same."""
+
+    def statistics():
+        nnunet.extract_fingerprints([901], num_processes=2, show_progress_bar=False)
+        content = json.loads((prepared.preprocessed / "dataset_fingerprint.json").read_text())
+        return content["foreground_intensity_properties_per_channel"]
+
+    with_all_labels = json.loads((prepared.preprocessed / "dataset_fingerprint.json").read_text())
+    split(*STRICT)
+    hidden = statistics()
+    assert hidden != with_all_labels["foreground_intensity_properties_per_channel"]
+    for label in (raw / "labelsUn").iterdir():
+        label.write_bytes(b"anything")
+    (prepared.preprocessed / "dataset_fingerprint.json").unlink()
+    assert statistics() == hidden
+
+
+def test_a_strict_dataset_trains(prepared, raw, in_this_process):
+    split(*STRICT)
+    with pytest.raises(Exception, match="nnUNetv2_plgcl_preprocess"):
+        make_trainer(tiny(nnUNetTrainerPLGCL), prepared).on_train_start()
+    nnunet.extract_fingerprints([901], num_processes=2, show_progress_bar=False)
+    nnunet.preprocess([901], configurations=[TINY], num_processes=[2], show_progress_bar=False)
+    commands.preprocess(["-d", "901", "-c", TINY])
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 2, 1), prepared)
+    trainer.run_training()
+    assert set(trainer.dataset_unlabelled.identifiers) == names(raw / "imagesUn")
+    split("--undo")
+    assert not (prepared.preprocessed / f"nnUNetPlans_{TINY}_unlabelled").exists()
+
+
+@pytest.mark.parametrize("moved", [0, 3, 7, 12])
+def test_an_interruption_can_be_undone(prepared, raw, monkeypatch, moved):
+    before = tree(raw)
+    rename, done = strict.os.rename, []
+
+    def interrupted(*arguments):
+        if len(done) == moved:
+            raise KeyboardInterrupt
+        done.append(rename(*arguments))
+
+    monkeypatch.setattr(strict.os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt) if moved < 12 else pytest.MonkeyPatch.context():
+        split(*STRICT)
+    monkeypatch.setattr(strict.os, "rename", rename)
+    split("--undo")
+    after = tree(raw)
+    assert json.loads(after.pop("dataset.json")) == json.loads(before.pop("dataset.json"))
+    assert after == before
+
+
+def test_nothing_is_replaced(prepared, raw):
+    split(*STRICT)
+    case = sorted(names(raw / "labelsUn"))[0]
+    shutil.copy(raw / "labelsUn" / f"{case}.nii.gz", raw / "labelsTr" / f"{case}.nii.gz")
+    with pytest.raises(SystemExit, match=f"{case}.nii.gz are both there"):
+        split("--undo")
+    (raw / "labelsTr" / f"{case}.nii.gz").unlink()
+    split("--undo")
+    (raw / "imagesUn").mkdir()
+    shutil.copy(raw / "imagesTr" / f"{case}_0000.nii.gz", raw / "imagesUn")
+    before = tree(raw)
+    with pytest.raises(SystemExit, match="exists already: move it away"):
+        split(*STRICT, "--force")
+    assert tree(raw) == before
+
+
+def test_datasets_that_list_their_files_cannot_be_moved(prepared, raw):
+    content = json.loads((raw / "dataset.json").read_text())
+    cases = sorted(names(raw / "imagesTr"))
+    content["dataset"] = {
+        c: {"images": [f"imagesTr/{c}_0000.nii.gz"], "label": f"labelsTr/{c}.nii.gz"} for c in cases
+    }
+    (raw / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="lists the files of each case"):
+        split(*STRICT)
+    assert not (prepared.preprocessed / "splits_final.json").exists(), "no split that nothing fits"
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--undo", "--labelled", "2"), (*STRICT, "--folds", "2")]
+)
+def test_wrong_combinations_are_refused(raw, arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        split(*arguments)
+    assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
+    assert np.all([not (raw / name).exists() for name in ("imagesUn", "labelsUn")])
