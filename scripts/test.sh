@@ -10,4 +10,4 @@ make_venv "$venv" "[test]"
 # several processes share the cores: their waiting threads must not spin
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 echo "== running the tests"
-"$venv/bin/python" -m pytest "$@"
+"$venv/bin/python" -m pytest -n 2 --dist worksteal "$@"

@@ -50,11 +50,14 @@ def labelled_images(raw: Path, dataset: Mapping[str, Any]) -> dict[str, list[Pat
 
         named = get_filenames_of_train_images_and_targets(str(raw), dict(dataset))
         return {case: [Path(file) for file in files["images"]] for case, files in named.items()}
-    return images_by_case(raw / "imagesTr", dataset["file_ending"])
+    return images_by_case(raw / "imagesTr", dataset["file_ending"], ignore_others=True)
 
 
 def images_by_case(
-    folder: Path, file_ending: str, files_per_case: int | None = None
+    folder: Path,
+    file_ending: str,
+    files_per_case: int | None = None,
+    ignore_others: bool = False,
 ) -> dict[str, list[Path]]:
     """Image files of each case, in the order of their channels.
 
@@ -63,6 +66,7 @@ def images_by_case(
         file_ending: as in dataset.json.
         files_per_case: that every case must have; None for those of the first case. (One file may
             hold several channels, as a colour photograph does.)
+        ignore_others: pass over files of other endings, as nnU-Net does.
 
     Raises:
         ValueError: no folder, no image, a file that is not named so, a case with other channels
@@ -73,7 +77,8 @@ def images_by_case(
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
     found: dict[str, dict[int, Path]] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith(".") or not entry.is_file():
+        other = ignore_others and not entry.name.endswith(file_ending)
+        if other or entry.name.startswith(".") or not entry.is_file():
             continue
         match = pattern.fullmatch(entry.name)
         if match is None:

@@ -181,6 +181,15 @@ def test_a_full_disk_is_noticed_before(prepared, monkeypatch, in_this_process):
     assert preprocessed_cases(folder_un(prepared)) == []
 
 
+def test_other_files_beside_labelled_images_do_not_matter(tmp_path):
+    """As in nnU-Net; among unlabelled images they may be images of a wrong format."""
+    for name in ("a_0000.nii.gz", "notes.txt", "b_0000.nii"):
+        (tmp_path / name).touch()
+    assert list(images_by_case(tmp_path, ".nii.gz", ignore_others=True)) == ["a"]
+    with pytest.raises(ValueError, match="b_0000.nii is not named as nnU-Net wants"):
+        images_by_case(tmp_path, ".nii.gz")
+
+
 def test_one_file_with_several_channels_is_a_whole_case(tmp_path):
     """Colour photographs: three channels in dataset.json, one file a case."""
     (tmp_path / "a_0000.png").touch()
