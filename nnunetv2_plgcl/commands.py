@@ -204,6 +204,7 @@ def check(argv: Sequence[str] | None = None) -> None:
         plans, dataset = read_plans(dataset_name(args.d), args.p, args.c)
         fold = int(args.f) if args.f.isdecimal() else args.f
         findings = library.check_training(plans, dataset, args.c, fold, args.group_by, args.np)
+        findings.append(library.estimate_memory(plans, dataset, args.c))
     except (ValueError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
     for finding in findings:

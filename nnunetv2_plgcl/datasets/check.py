@@ -11,7 +11,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
@@ -128,44 +127,39 @@ def check_training(
         reader = manager.image_reader_writer_class
         images = summaries(wanted, reader, base / CACHE, processes)
         findings += check_images(parts, images, len(dataset["channel_names"]))
-    findings.append(_sizes(parts, plans, dataset, configuration, folder, places))
+    preprocessed = [
+        *(folder / f"{case}.b2nd" for case in labelled),
+        *(place / f"{case}.b2nd" for case, place in places.items()),
+    ]
+    on_disk = sum(file.stat().st_size for file in preprocessed if file.is_file())
+    counts = ", ".join(f"{len(parts[part])} {part}" for part in PARTS)
+    findings.append(Finding("note", f"{counts} cases, {on_disk / 2**30:.2f} GiB preprocessed."))
     return findings
 
 
-def _sizes(
-    parts: Mapping[Part, Sequence[str]],
-    plans: dict,
-    dataset: dict,
-    configuration: str,
-    folder: Path,
-    places: Mapping[str, Path],
-) -> Finding:
-    """How much there is of everything."""
+def estimate_memory(plans: dict, dataset: dict, configuration: str) -> Finding:
+    """What the teacher adds to the GPU memory that nnU-Net planned, and the size on disk."""
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans)
     resolved = manager.get_configuration(configuration)
-    with torch.device("meta"):  # shapes without memory
-        network = get_network_from_plans(
-            resolved.network_arch_class_name,
-            resolved.network_arch_init_kwargs,
-            resolved.network_arch_init_kwargs_req_import,
-            determine_num_input_channels(manager, resolved, dataset),
-            manager.get_label_manager(dataset).num_segmentation_heads,
-        )
-    weights = sum(parameter.numel() for parameter in network.parameters()) * 4
-    files = [
-        *(folder / f"{case}.b2nd" for case in parts["labelled"]),
-        *(place / f"{case}.b2nd" for case, place in places.items()),
-    ]
-    on_disk = sum(file.stat().st_size for file in files if file.is_file())
-    counts = ", ".join(f"{len(parts[part])} {part}" for part in PARTS)
+    network = get_network_from_plans(
+        resolved.network_arch_class_name,
+        resolved.network_arch_init_kwargs,
+        resolved.network_arch_init_kwargs_req_import,
+        determine_num_input_channels(manager, resolved, dataset),
+        manager.get_label_manager(dataset).num_segmentation_heads,
+    )
+    weights = sum(
+        parameter.numel() * parameter.element_size() for parameter in network.parameters()
+    )
+    # student (twice: also as deployed weights), teacher, momentum; final, best and latest
+    checkpoints = 3 * 4 * weights
     return Finding(
         "note",
-        f"{counts} cases, {on_disk / 2**30:.2f} GiB preprocessed. The GPU memory that nnU-Net "
-        f"planned, plus about {weights / 2**20:.0f} MiB for the teacher's weights. Checkpoints up "
-        f"to {3 * 4 * weights / 2**20:.0f} MiB.",
+        f"GPU memory as nnU-Net planned it, plus about {weights / 2**20:.0f} MiB for the teacher's "
+        f"weights. Checkpoints up to {checkpoints / 2**20:.0f} MiB.",
     )
 
 

@@ -196,7 +196,7 @@ def require_current(
 
     Raises:
         FileNotFoundError: a raw image was never preprocessed for this configuration.
-        ValueError: they were preprocessed with other plans.
+        ValueError: they were preprocessed with other plans, or a raw image was removed since.
     """
     mend = (
         f"Run: nnUNetv2_plgcl_preprocess -d {plans['dataset_name'][7:10]} -c {configuration} "
@@ -214,6 +214,9 @@ def require_current(
                 f"{some(missing)} of {raw_images} never preprocessed for configuration "
                 f"{configuration}. {mend}"
             )
+        gone = sorted(set(done) - raw)
+        if gone:
+            raise ValueError(f"{some(gone)} preprocessed, but no longer in {raw_images}. {mend}")
 
 
 def some(cases: Sequence[str], shown: int = 3) -> str:

@@ -227,6 +227,11 @@ def test_training_refuses_unlabelled_images_that_do_not_fit(prepared, in_this_pr
         start()
     preprocess_unlabelled(prepared.name, TINY, show_progress=False)
     start()
+    raw = raw_folder(prepared) / "imagesUn" / f"{first}_0000.nii.gz"
+    raw.rename(prepared.base / raw.name)
+    with pytest.raises(ValueError, match=f"{first} preprocessed, but no longer in"):
+        start()
+    (prepared.base / raw.name).rename(raw)
     with pytest.raises(ValueError, match="preprocessed with other plans. Run: nnUNetv2_plgcl_prep"):
         make_trainer(tiny(nnUNetTrainerPLGCL), prepared, spacing=[4.0, 4.0]).on_train_start()
     for ending in (".b2nd", ".pkl"):
