@@ -143,7 +143,6 @@ def convert(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: {error}")
     print("\n".join(lines))
-    print(f"Next: nnUNetv2_plan_and_preprocess -d {args.d} -c 2d")
 
 
 def preprocess(argv: Sequence[str] | None = None) -> None:

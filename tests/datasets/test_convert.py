@@ -265,6 +265,7 @@ def test_kits19_protocol_hides_labels_from_planning(folders, in_this_process, tm
         21,
     ]
     assert [len(f["unlabelled"]) for f in splits] == [11, 0]
+    assert "then nnUNetv2_plgcl_preprocess -d 5" in capsys.readouterr().out
     assert len(names(raw / "labelsTr")) == len(names(raw / "imagesTr")) == 15 + 21
     assert len(names(raw / "imagesUn")) == len(names(raw / "labelsUn")) == 147 - 15
     assert json.loads((raw / "dataset.json").read_text())["numTraining"] == 36

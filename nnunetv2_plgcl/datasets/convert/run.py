@@ -15,6 +15,7 @@ from nnunetv2_plgcl.datasets.convert.kits19 import KITS19
 from nnunetv2_plgcl.datasets.convert.source import Download, RawCase, Source, refuse_collisions
 from nnunetv2_plgcl.datasets.split import nnunet_folder, write_split
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
 from nnunetv2_plgcl.datasets.workers import describe_failures, run_all
 
 SOURCES: dict[str, Source] = {"acdc": ACDC, "kits19": KITS19, "crag": CRAG}
@@ -139,7 +140,14 @@ def convert(
         preprocessed.mkdir(parents=True, exist_ok=True)
         write_split(preprocessed / "splits_final.json", splits)
     os.rename(staging, raw_root / name)
-    return [*lines, f"Written: {raw_root / name}"]
+    then = f", then nnUNetv2_plgcl_preprocess -d {dataset_id} -c 2d"
+    has_unlabelled_images = (raw_root / name / UNLABELLED_IMAGES).is_dir()
+    return [
+        *lines,
+        f"Written: {raw_root / name}",
+        f"Next: nnUNetv2_plan_and_preprocess -d {dataset_id} -c 2d"
+        + (then if has_unlabelled_images else ""),
+    ]
 
 
 def apply_protocol(cases: list[RawCase], protocol: Protocol) -> list[RawCase]:
