@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -212,6 +213,44 @@ def check(argv: Sequence[str] | None = None) -> None:
     warnings = sum(finding.level == "warning" for finding in findings)
     print(f"{errors} errors, {warnings} warnings.")
     sys.exit(1 if errors else 0)
+
+
+def evaluate(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_plgcl_evaluate``."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_plgcl_evaluate",
+        description="DSC, HD95, ASSD (symmetric) and ASD (from prediction to reference) of a "
+        "folder of predictions: a table, a JSON file in the shape of nnU-Net's summary.json, and "
+        "a CSV file beside it.",
+    )
+    parser.add_argument("reference", type=Path, help="folder")
+    parser.add_argument("prediction", type=Path, help="folder")
+    parser.add_argument("-djfile", type=Path, required=True, help="dataset.json")
+    parser.add_argument("--voxel", action="store_true", help="distances in voxels instead of mm")
+    parser.add_argument(
+        "-o", type=Path, metavar="OUT.json", help="default: plgcl_summary.json with the predictions"
+    )
+    parser.add_argument(
+        "--np", "-np", type=int, default=4, help="worker processes (default %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    output = args.o or args.prediction / "plgcl_summary.json"
+    if output.suffix != ".json":
+        parser.error(f"-o names a .json file, not {output}")
+
+    from nnunetv2_plgcl.evaluation import evaluate as library
+
+    try:
+        dataset = json.loads(args.djfile.read_text())
+        summary = library.evaluate_folder(
+            args.reference, args.prediction, dataset, voxel=args.voxel, processes=args.np
+        )
+        library.write_json(summary, output)
+        library.write_csv(summary, output.with_suffix(".csv"))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    print(library.table(summary, library.class_names(dataset), args.voxel))
+    print(f"Written: {output}, {output.with_suffix('.csv')}")
 
 
 def demo(argv: Sequence[str] | None = None) -> None:

@@ -121,7 +121,7 @@ def prepared(prepared_once: Prepared, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes take seconds to start; one test for each command has real ones."""
-    from nnunetv2_plgcl.datasets import workers
+    from nnunetv2_plgcl import workers
 
     class Pool:
         def __init__(self, *_):

@@ -26,7 +26,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     unlabelled_folder,
     write_preprocessing,
 )
-from nnunetv2_plgcl.datasets.workers import describe_failures, run_all
+from nnunetv2_plgcl.workers import describe_failures, run_all
 
 INCOMPLETE = ".incomplete"  # folder for cases in the making
 # Blosc2 compresses an image by its content: one far emptier than the labelled ones may need less,

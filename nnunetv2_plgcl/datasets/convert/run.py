@@ -16,7 +16,7 @@ from nnunetv2_plgcl.datasets.convert.source import Download, RawCase, Source, re
 from nnunetv2_plgcl.datasets.split import nnunet_folder, write_split
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
-from nnunetv2_plgcl.datasets.workers import describe_failures, run_all
+from nnunetv2_plgcl.workers import describe_failures, run_all
 
 SOURCES: dict[str, Source] = {"acdc": ACDC, "kits19": KITS19, "crag": CRAG}
 PAPER = "paper"

@@ -17,6 +17,7 @@ def run_all(
     processes: int,
     description: str,
     show_progress: bool = True,
+    results: dict[str, Any] | None = None,
 ) -> dict[str, str]:
     """Call the function for each case, with a progress bar.
 
@@ -26,6 +27,7 @@ def run_all(
         processes: to run in.
         description: of the bar.
         show_progress: whether to show it.
+        results: gets what the function returns for each case.
 
     Returns:
         Cases that failed, each with its error in one line.
@@ -51,6 +53,8 @@ def run_all(
                     ) from None
                 if error is not None:
                     failures[futures[future]] = one_line(error)
+                elif results is not None:
+                    results[futures[future]] = future.result()
                 bar.update()
         finally:
             pool.shutdown(cancel_futures=True)
