@@ -253,6 +253,30 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     print(f"Written: {output}, {output.with_suffix('.csv')}")
 
 
+def export(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_plgcl_export``."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_plgcl_export",
+        description="Write a trained model as one of nnUNetTrainer, folder and zip file: stock "
+        "nnU-Net predicts with it, without this package.",
+    )
+    parser.add_argument("model", type=Path, help="folder TRAINER__PLANS__CONFIGURATION")
+    parser.add_argument("output", type=Path, help="new folder; OUTPUT.zip is written beside it")
+    parser.add_argument(
+        "-chk", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s"
+    )
+    args = parser.parse_args(argv)
+
+    from nnunetv2_plgcl.export import export_model
+
+    try:
+        model, archive = export_model(args.model, args.output, args.chk)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    print(f"Written: {model}\n         {archive}")
+    print("To use the zip file elsewhere: nnUNetv2_install_pretrained_model_from_zip FILE")
+
+
 def demo(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_plgcl_demo``."""
     from nnunetv2_plgcl.demo import run_demo
