@@ -34,7 +34,7 @@ def overlay(axis: Axes, image: Tensor, labels: Tensor, title: str, classes: int)
     colours = ListedColormap(plt.get_cmap("tab10").colors[: classes - 1])
     shown = np.ma.masked_equal(labels.numpy(), 0)
     axis.imshow(shown, cmap=colours, vmin=1, vmax=classes - 1, alpha=0.5, interpolation="nearest")
-    axis.set_title(title)
+    axis.set_title(title, fontsize=11)
 
 
 def draw_windows(axis: Axes, image: Tensor, windows: Windows, which: tuple[int, int]) -> None:
@@ -113,22 +113,22 @@ def main() -> None:
         top[0],
         weak[number, 0],
         pseudo_label[number].argmax(0),
-        "1  pseudo-label of the teacher, weak view",
+        "1  teacher's pseudo-label, weak view",
         classes,
     )
     entropy = top[1].imshow(
         bernoulli_entropy(pseudo_label[number, k]), cmap="magma", vmin=0, vmax=1
     )
-    top[1].set_title(f"entropy of the {name} map (bits)")
+    top[1].set_title(f"entropy of the {name} map (bits)", fontsize=11)
     figure.colorbar(entropy, ax=top[1], shrink=0.7)
     draw_windows(top[2], weak[number, 0], windows, which)
-    top[2].set_title(f"2  {name} windows: positive, negative")
-    top[3].set_title("3  embedded: window x mask\nabove positives, below negatives")
+    top[2].set_title(f"2  {name} windows: positive, negative", fontsize=11)
+    top[3].set_title("3  embedded: window x mask\nabove positives, below negatives", fontsize=11)
     both = [mosaic(crops[valid & side]) for side in (positive, ~positive)]
     gap = torch.full((4, both[0].shape[1]), float(crops.max()))
     top[3].imshow(torch.cat((both[0], gap, both[1])), cmap="gray")
     bottom[0].imshow(strong[number, 0], cmap="gray")
-    bottom[0].set_title("strong view of the same patch")
+    bottom[0].set_title("strong view of the same patch", fontsize=11)
     overlay(
         bottom[1],
         strong[number, 0],
