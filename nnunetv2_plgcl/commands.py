@@ -253,6 +253,86 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     print(f"Written: {output}, {output.with_suffix('.csv')}")
 
 
+def compare(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``nnUNetv2_plgcl_compare``."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_plgcl_compare",
+        description="Compare trainers on the same folds: table (Markdown, CSV, LaTeX) with paired "
+        "tests and intervals, and one HTML report with figures. Refuses runs whose labelled "
+        "cases, validation cases, plans or iterations differ.",
+    )
+    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name")
+    parser.add_argument("-c", required=True, metavar="CONFIG")
+    parser.add_argument("-f", required=True, metavar="FOLD", type=int, nargs="+")
+    parser.add_argument(
+        "-tr", required=True, metavar="TRAINER", nargs="+",
+        help="the first is what the others are compared with",
+    )  # fmt: skip
+    parser.add_argument(
+        "-p", "-plans_name", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--test", type=Path, nargs=2, metavar=("IMAGES", "LABELS"),
+        help="folders of test images and their labels (default: the validation cases)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--run", action="store_true", help="train and predict what is missing; run again to go on"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N",
+        help="repetitions; from the second on with plans of their own, PLANS_seed1, ... "
+        "(default 1)",
+    )  # fmt: skip
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
+    parser.add_argument(
+        "--slurm", nargs="+", default=[], metavar="NAME=VALUE",
+        help="options for sbatch, e.g. partition=gpu time=1-00:00:00",
+    )  # fmt: skip
+    parser.add_argument(
+        "-device", choices=("cuda", "cpu", "mps"), default="cuda",
+        help="for --run and --test (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--voxel", action="store_true", help="distances in voxels instead of mm")
+    parser.add_argument(
+        "--trust-split", action="store_true",
+        help="the split file is younger than a training, but was merely copied",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", type=Path, default=Path("plgcl_compare"), metavar="OUTPUT",
+        help="folder (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--np", "-np", type=int, default=4, help="worker processes (default %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        parser.error("--seeds is at least 1")
+    if len(set(args.tr)) != len(args.tr) or len(set(args.f)) != len(args.f):
+        parser.error("a trainer or a fold is named twice")
+    if any("=" not in option for option in args.slurm):
+        parser.error("--slurm takes NAME=VALUE")
+    if args.slurm and args.launcher != "slurm":
+        parser.error("--slurm needs --launcher slurm")
+
+    from nnunetv2_plgcl.evaluation.compare import Request
+    from nnunetv2_plgcl.evaluation.compare import compare as run_comparison
+
+    try:
+        table, written = run_comparison(
+            Request(
+                dataset=args.d, configuration=args.c, folds=args.f, trainers=args.tr,
+                output=args.o, plans=args.p, test=tuple(args.test) if args.test else None,
+                run=args.run, seeds=args.seeds, launcher=args.launcher,
+                slurm=dict(option.split("=", 1) for option in args.slurm), device=args.device,
+                voxel=args.voxel, trust_split=args.trust_split, processes=args.np,
+            )
+        )  # fmt: skip
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    print(table)
+    print("Written: " + ", ".join(str(file) for file in written))
+
+
 def export(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_plgcl_export``."""
     parser = argparse.ArgumentParser(
@@ -280,6 +360,7 @@ def export(argv: Sequence[str] | None = None) -> None:
 def demo(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_plgcl_demo``."""
     from nnunetv2_plgcl.demo import run_demo
+    from nnunetv2_plgcl.evaluation.launch import require_device
 
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_plgcl_demo",
@@ -294,6 +375,7 @@ def demo(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     try:
+        require_device(args.device)
         run_demo(args.output, args.overwrite, args.device)
-    except (FileExistsError, RuntimeError) as error:
+    except (ValueError, FileExistsError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: {error}")

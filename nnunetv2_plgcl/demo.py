@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from nnunetv2_plgcl.datasets.phantom import CLASSES, SPACING, write_phantom
 from nnunetv2_plgcl.evaluation.overlay import overlay_figure, slice_with_most_foreground
+from nnunetv2_plgcl.workers import run_logged
 
 DATASET = "Dataset001_Phantom"
 CONFIGURATION = "2d_demo"
@@ -30,7 +30,6 @@ TRAINERS = {
 }
 MARKER = ".nnunetv2_plgcl_demo"  # only a folder with this file is ever emptied
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-LOG_TAIL = 20  # lines
 
 
 def run_demo(
@@ -154,9 +153,10 @@ class Demo:
     ) -> None:
         """Run a console command with its output in ``logs/LOG.txt``."""
         words = [str(word) for word in command]
-        self.commands.append(words)
+        self.commands.append(words.copy())
         environment = command_environment(self.output, words[0])
         with self.stage(shlex.join(words)):
+            words[0] = console_script(words[0])
             run_logged(words, environment, self.output / "logs" / f"{log}.txt", on_line)
 
     def train(self, trainer: str, device: str) -> None:
@@ -186,46 +186,17 @@ def command_environment(output: Path, command: str) -> dict[str, str]:
     return environment
 
 
-def run_logged(
-    words: Sequence[str],
-    environment: Mapping[str, str],
-    log: Path,
-    on_line: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Run a console script of this Python's environment, its output going to a file.
-
-    Args:
-        words: the script's name and its arguments.
-        environment: all of its environment variables.
-        log: file for stdout and stderr.
-        on_line: called with every line of them as it comes.
+def console_script(name: str) -> str:
+    """Path of a console script of this Python's environment.
 
     Raises:
-        RuntimeError: there is no such script, or its exit status is not 0; with the log's end.
+        RuntimeError: there is none.
     """
     scripts = Path(sys.executable).parent
-    script = shutil.which(words[0], path=str(scripts))
+    script = shutil.which(name, path=str(scripts))
     if script is None:
-        raise RuntimeError(f"There is no {words[0]} in {scripts}. Install with: pip install .")
-    with (
-        open(log, "w", encoding="utf-8") as file,
-        subprocess.Popen(
-            [script, *words[1:]], env=dict(environment), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, encoding="utf-8", errors="replace",
-        ) as process,
-    ):  # fmt: skip
-        assert process.stdout is not None  # because of PIPE
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            on_line(line)
-    if process.returncode:
-        tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-LOG_TAIL:])
-        raise RuntimeError(
-            f"{shlex.join(words)}\nended with status {process.returncode}. "
-            f"The end of {log}:\n\n{tail}"
-        )
+        raise RuntimeError(f"There is no {name} in {scripts}. Install with: pip install .")
+    return script
 
 
 def write_overlay(raw: Path, predictions: Mapping[str, Path], file: Path) -> None:

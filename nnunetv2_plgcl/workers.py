@@ -1,14 +1,19 @@
-"""Many cases in several processes: one that fails does not stop the others."""
+"""Work in other processes: many cases at once, or one command with a log file."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+LOG_TAIL = 20  # lines
 
 
 def run_all(
@@ -71,3 +76,41 @@ def describe_failures(failures: Mapping[str, str], total: int, shown: int = 3) -
     more = f" And {len(failures) - shown} more." if len(failures) > shown else ""
     first = " ".join(f"{case}: {error}" for case, error in sorted(failures.items())[:shown])
     return f"{len(failures)} of {total} cases failed, the others are done. {first}{more}"
+
+
+def run_logged(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Run a command, its output going to a file.
+
+    Args:
+        command: program and arguments.
+        environment: all of its environment variables.
+        log: file for stdout and stderr.
+        on_line: called with every line of them as it comes.
+
+    Raises:
+        RuntimeError: its exit status is not 0; with the log's end.
+    """
+    with (
+        open(log, "w", encoding="utf-8") as file,
+        subprocess.Popen(
+            command, env=dict(environment), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, encoding="utf-8", errors="replace",
+        ) as process,
+    ):  # fmt: skip
+        assert process.stdout is not None  # because of PIPE
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            on_line(line)
+    if process.returncode:
+        tail = "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[-LOG_TAIL:])
+        raise RuntimeError(
+            f"{shlex.join(command)}\nended with status {process.returncode}. "
+            f"The end of {log}:\n\n{tail}"
+        )

@@ -9,6 +9,7 @@ import pytest
 from training import EXT_TRAINERS
 
 from nnunetv2_plgcl import commands, demo
+from nnunetv2_plgcl.workers import LOG_TAIL, run_logged
 
 
 def test_whole_way_with_few_iterations(tmp_path, monkeypatch, capsys):
@@ -90,15 +91,15 @@ def test_command_stops_with_one_line_on_a_used_folder(tmp_path):
 def test_failing_command_shows_the_end_of_its_log(tmp_path):
     log = tmp_path / "log.txt"
     with pytest.raises(RuntimeError, match="ended with status 2") as failed:
-        demo.run_logged(["nnUNetv2_plgcl_split"], dict(os.environ), log)
+        run_logged([demo.console_script("nnUNetv2_plgcl_split")], os.environ, log)
     assert "the following arguments are required" in str(failed.value)
     assert "the following arguments are required" in log.read_text()
-    assert len(str(failed.value).splitlines()) < demo.LOG_TAIL + 5
+    assert len(str(failed.value).splitlines()) < LOG_TAIL + 5
 
 
-def test_missing_command_is_named(tmp_path):
+def test_missing_command_is_named():
     with pytest.raises(RuntimeError, match="There is no nnUNetv2_nothing in"):
-        demo.run_logged(["nnUNetv2_nothing"], {}, tmp_path / "log.txt")
+        demo.console_script("nnUNetv2_nothing")
 
 
 def test_training_environment_is_the_callers_but_for_nnunet(monkeypatch):

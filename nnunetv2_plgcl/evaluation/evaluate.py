@@ -109,6 +109,7 @@ def evaluate_folder(
     prediction_folder: Path,
     dataset: Mapping[str, Any],
     *,
+    cases: Sequence[str] | None = None,
     voxel: bool = False,
     processes: int = 4,
     show_progress: bool = True,
@@ -119,6 +120,7 @@ def evaluate_folder(
         reference_folder: with a file of the same name for each prediction.
         prediction_folder: of predictions.
         dataset: content of dataset.json.
+        cases: names of the cases to evaluate, others in the folders do not matter; None for all.
         voxel: distances in voxels instead of mm.
         processes: worker processes.
         show_progress: a bar on stderr.
@@ -134,45 +136,46 @@ def evaluate_folder(
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     ending = dataset["file_ending"]
-    names = [
-        {file.name for file in folder.iterdir() if file.name.endswith(ending)}
+    names = {
+        folder: {file.name for file in folder.iterdir() if file.name.endswith(ending)}
         if folder.is_dir()
         else set()
         for folder in (reference_folder, prediction_folder)
-    ]
-    for folder, found in zip((reference_folder, prediction_folder), names, strict=True):
+    }
+    for folder, found in names.items():
         if not found:
             raise ValueError(f"There is no file *{ending} in {folder}.")
-    for one, other, folder in ((0, 1, prediction_folder), (1, 0, reference_folder)):
-        missing = sorted(names[one] - names[other])
+    wanted = set().union(*names.values()) if cases is None else {case + ending for case in cases}
+    for folder, found in names.items():
+        missing = sorted(wanted - found)
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise ValueError(f"{folder} lacks {', '.join(missing[:3])}{more}.")
     labels = _labels(dataset)
     regions = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-    cases = sorted(names[0])
+    files = sorted(wanted)
     reader = determine_reader_writer_from_dataset_json(
-        dict(dataset), str(reference_folder / cases[0]), verbose=False
+        dict(dataset), str(reference_folder / files[0]), verbose=False
     )
     arguments = {
-        case: (
-            str(reference_folder / case),
-            str(prediction_folder / case),
+        file: (
+            str(reference_folder / file),
+            str(prediction_folder / file),
             reader,
             list(regions),
             labels.ignore_label,
             [int(label) for label in labels.all_labels],
             voxel,
         )
-        for case in cases
+        for file in files
     }
     results: dict[str, dict] = {}
     failures = run_all(
         evaluate_case, arguments, processes, "Evaluating", show_progress, results=results
     )
     if failures:
-        raise RuntimeError(describe_failures(failures, len(cases)))
-    return summarise([results[case] for case in cases], list(regions))
+        raise RuntimeError(describe_failures(failures, len(files)))
+    return summarise([results[file] for file in files], list(regions))
 
 
 def class_names(dataset: Mapping[str, Any]) -> list[str]:

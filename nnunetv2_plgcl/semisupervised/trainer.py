@@ -199,7 +199,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
 
     def _check_data(self) -> None:
         """As ``nnUNetv2_plgcl_check``: errors stop the training, warnings go to the log."""
-        self.do_split()  # writes nnU-Net's own split where there is none
+        # writes nnU-Net's own split where there is none; debug.json gets the attribute
+        self.labelled_cases, _ = self.do_split()
         findings = check_training(
             self.plans_manager.plans,
             self.dataset_json,

@@ -1,4 +1,6 @@
-"""Found by nnU-Net through nnUNet_extTrainer: our trainers with four short epochs."""
+"""Found by nnU-Net through nnUNet_extTrainer: trainers with four short epochs."""
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
@@ -18,4 +20,8 @@ class nnUNetTrainerPLGCL_tiny(FourShortEpochs, nnUNetTrainerPLGCL):
 
 
 class nnUNetTrainerMeanTeacher_tiny(FourShortEpochs, nnUNetTrainerMeanTeacher):
+    pass
+
+
+class nnUNetTrainer_tiny(FourShortEpochs, nnUNetTrainer):
     pass

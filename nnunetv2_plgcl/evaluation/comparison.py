@@ -1,0 +1,195 @@
+"""Several trainers on the same folds: scores of every case, and what may be said of them.
+
+Repetitions of a case (seeds, and folds with as many labelled cases) are averaged first, so that
+a case counts once in every mean, interval and test. Source: ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nnunetv2_plgcl.evaluation.evaluate import REPORTED, class_names, evaluate_folder
+from nnunetv2_plgcl.evaluation.runs import Course, Run
+from nnunetv2_plgcl.evaluation.statistics import bootstrap_interval, holm, paired_wilcoxon
+
+NAMES = {"Dice": "DSC"}  # in tables and figures; the others keep theirs
+METRICS = tuple(NAMES.get(metric, metric) for metric in REPORTED)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that tables, figures and the report show.
+
+    Attributes:
+        trainers: in the order of the tables; the first is what the others are compared with.
+        classes: names.
+        unit: of the distances, "mm" or "voxels".
+        scores: one row for each run, case, class and metric: trainer, labelled (cases), share
+            (of all training cases, 0 to 1), fold, seed, case, class, metric, value, empty.
+        courses: of each run.
+    """
+
+    trainers: tuple[str, ...]
+    classes: tuple[str, ...]
+    unit: str
+    scores: pd.DataFrame
+    courses: Mapping[Run, Course]
+
+    @property
+    def amounts(self) -> list[int]:
+        """Numbers of labelled cases, ascending."""
+        return sorted(self.scores["labelled"].unique().tolist())
+
+    def per_case(self, labelled: int, metric: str, of_class: str | None = None) -> pd.DataFrame:
+        """Cases as rows, trainers as columns: the mean over repetitions, and over classes unless
+        one is named. NaN where no repetition has a value."""
+        of = self.scores
+        of = of[(of["labelled"] == labelled) & (of["metric"] == metric)]
+        if of_class is not None:
+            of = of[of["class"] == of_class]
+        means = of.groupby(["case", "trainer"])["value"].mean().unstack()
+        return means.reindex(columns=list(self.trainers))
+
+
+def scores_of(
+    runs: Mapping[Run, Path],
+    reference: Path,
+    cases: Mapping[int, Sequence[str] | None],
+    sizes: Mapping[int, tuple[int, int]],
+    dataset: Mapping[str, Any],
+    voxel: bool,
+    processes: int,
+) -> pd.DataFrame:
+    """Evaluate the predictions of each run.
+
+    Args:
+        runs: run -> folder of its predictions.
+        reference: folder of references.
+        cases: fold -> cases to evaluate, None for all of the folders.
+        sizes: fold -> labelled and unlabelled cases.
+        dataset: content of dataset.json.
+        voxel: distances in voxels instead of mm.
+        processes: worker processes.
+
+    Returns:
+        ``Comparison.scores``.
+
+    Raises:
+        ValueError, RuntimeError: as ``evaluate_folder``.
+    """
+    names = class_names(dataset)
+    ending = dataset["file_ending"]
+    rows = []
+    for run, predictions in runs.items():
+        summary = evaluate_folder(
+            reference, predictions, dataset,
+            cases=cases[run.fold], voxel=voxel, processes=processes,
+        )  # fmt: skip
+        labelled, unlabelled = sizes[run.fold]
+        fixed = {
+            "trainer": run.trainer, "labelled": labelled,
+            "share": labelled / (labelled + unlabelled), "fold": run.fold, "seed": run.seed,
+        }  # fmt: skip
+        for case in summary["metric_per_case"]:
+            name = Path(case["prediction_file"]).name.removesuffix(ending)
+            for of_class, metrics in zip(names, case["metrics"].values(), strict=True):
+                of_case = {**fixed, "case": name, "class": of_class, "empty": metrics["empty"]}
+                for key, metric in zip(REPORTED, METRICS, strict=True):
+                    rows.append({**of_case, "metric": metric, "value": metrics[key]})
+    return pd.DataFrame(rows)
+
+
+def results(comparison: Comparison) -> pd.DataFrame:
+    """The table: one row for each number of labelled cases and trainer, numbers as numbers.
+
+    Columns: labelled, share; for each metric its mean over cases, "low" and "high" end of its
+    95 % interval; "DSC sd over seeds" (standard deviation of the mean, NaN with one repetition);
+    each metric for each class; "empty predictions" (cases x classes without distances because
+    nothing was predicted, summed over repetitions); "p" of Wilcoxon's test of DSC against the
+    first trainer, corrected by Holm; training time in hours, ms per iteration, peak memory in
+    GiB, as means over repetitions.
+    """
+    corrected = tests(comparison).set_index(["labelled", "trainer", "metric"])["p (Holm)"]
+    rows = []
+    for labelled in comparison.amounts:
+        of_amount = comparison.scores[comparison.scores["labelled"] == labelled]
+        for trainer in comparison.trainers:
+            of_trainer = of_amount[of_amount["trainer"] == trainer]
+            row: dict[str, Any] = {
+                "labelled": labelled, "share": of_trainer["share"].iloc[0], "trainer": trainer
+            }  # fmt: skip
+            for metric in METRICS:
+                values = comparison.per_case(labelled, metric)[trainer].to_numpy()
+                row[metric] = _mean(values)
+                row[f"{metric} low"], row[f"{metric} high"] = bootstrap_interval(values)
+            of_dice = of_trainer[of_trainer["metric"] == "DSC"]
+            repetitions = of_dice.groupby(["fold", "seed"])["value"].mean()
+            row["DSC sd over seeds"] = float(repetitions.std())
+            for metric in METRICS:
+                for of_class in comparison.classes:
+                    values = comparison.per_case(labelled, metric, of_class)[trainer].to_numpy()
+                    row[f"{metric} {of_class}"] = _mean(values)
+            row["empty predictions"] = int((of_dice["empty"] == "prediction").sum())
+            row["p"] = corrected.get((labelled, trainer, "DSC"), math.nan)
+            row.update(_costs(comparison, trainer, of_trainer["fold"].unique()))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def tests(comparison: Comparison) -> pd.DataFrame:
+    """Every other trainer against the first, paired by case: mean difference with its 95 %
+    interval, p of Wilcoxon's signed-rank test, and p by Holm over all tests of that metric."""
+    first, *others = comparison.trainers
+    rows = []
+    for metric in METRICS:
+        of_metric: list[dict[str, Any]] = []
+        for labelled in comparison.amounts:
+            values = comparison.per_case(labelled, metric)
+            for other in others:
+                one, two = values[other].to_numpy(), values[first].to_numpy()
+                difference = one - two
+                low, high = bootstrap_interval(difference)
+                of_metric.append({
+                    "labelled": labelled, "trainer": other, "against": first, "metric": metric,
+                    "cases": int((~np.isnan(difference)).sum()), "difference": _mean(difference),
+                    "low": low, "high": high, "p": paired_wilcoxon(one, two),
+                })  # fmt: skip
+        corrected = holm([float(row["p"]) for row in of_metric])
+        rows += [{**row, "p (Holm)": p} for row, p in zip(of_metric, corrected, strict=True)]
+    columns = ["labelled", "trainer", "against", "metric", "cases", "difference", "low", "high",
+               "p", "p (Holm)"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def cases_to_show(comparison: Comparison, labelled: int) -> dict[str, str]:
+    """Best, median and worst case by DSC, averaged over all trainers so that none is favoured."""
+    ranked = comparison.per_case(labelled, "DSC").mean(axis=1).dropna().sort_values(kind="stable")
+    names = ranked.index.tolist()
+    return {"best": names[-1], "median": names[len(names) // 2], "worst": names[0]}
+
+
+def _costs(comparison: Comparison, trainer: str, folds: Sequence[int]) -> dict[str, float]:
+    of = [
+        c for run, c in comparison.courses.items() if run.trainer == trainer and run.fold in folds
+    ]
+    memory = [course.peak_memory for course in of if course.peak_memory is not None]
+    return {
+        "training (h)": float(np.mean([course.seconds / 3600 for course in of])),
+        "ms per iteration": float(
+            np.mean([1000 * course.seconds / course.iterations for course in of])
+        ),
+        "peak memory (GiB)": float(np.mean(memory)) / 2**30 if memory else math.nan,
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of the values that are numbers; NaN without one."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan

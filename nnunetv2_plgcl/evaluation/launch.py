@@ -1,0 +1,199 @@
+"""Train and predict what a comparison lacks: here one after the other, or through Slurm.
+
+Each training is nnU-Net's own command in a process of its own; only its record is ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nnunetv2_plgcl.config import PLANS_KEY
+from nnunetv2_plgcl.datasets.split import nnunet_folder
+from nnunetv2_plgcl.evaluation.runs import FINAL, LABELLED, PEAK_MEMORY, RECORD, Run
+from nnunetv2_plgcl.workers import run_logged
+
+POLL = 10  # seconds between two looks at the scheduler
+SLURM_DEFAULTS = {"time": "2-00:00:00"}  # submitit's own are five minutes
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does: train a run if it is not finished, predict if images are named.
+
+    Attributes:
+        run: to train.
+        device: cuda, cpu or mps.
+        images, predictions: folders of test images and of their predictions, or None.
+    """
+
+    run: Run
+    device: str
+    images: str | None = None
+    predictions: str | None = None
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if not there[device]:
+        raise ValueError(f"PyTorch finds no {device} device on this machine. Use -device cpu.")
+
+
+def write_plans_of_seed(run: Run) -> None:
+    """Copy the plans for a repetition, with its number as seed. Repetition 0 has the original.
+
+    Raises:
+        ValueError: a plans file of that name with other content.
+    """
+    if run.seed == 0:
+        return
+    folder = nnunet_folder("nnUNet_preprocessed") / run.dataset
+    plans = json.loads((folder / f"{run.plans}.json").read_text())
+    plans["plans_name"] = run.plans_name
+    configuration = plans["configurations"][run.configuration]
+    configuration[PLANS_KEY] = {**configuration.get(PLANS_KEY, {}), "seed": run.seed}
+    file = folder / f"{run.plans_name}.json"
+    if not file.is_file():
+        file.write_text(json.dumps(plans, indent=4))
+        return
+    there = json.loads(file.read_text())
+    if there["configurations"].get(run.configuration) != configuration:
+        raise ValueError(
+            f"{file} is not {run.plans}.json with seed {run.seed} in {run.configuration}. Remove "
+            f"or rename it."
+        )
+
+
+def execute(job: Job) -> None:
+    """Train if needed, predict if asked. Runs in a process of its own."""
+    if not job.run.is_finished():
+        _train(job)
+    if job.images is not None and job.predictions is not None:
+        _predict(job, job.images, job.predictions)
+
+
+def _train(job: Job) -> None:
+    from nnunetv2.run.run_training import run_training_entry
+
+    run = job.run
+    splits = nnunet_folder("nnUNet_preprocessed") / run.dataset / "splits_final.json"
+    record: dict[str, Any] = {LABELLED: json.loads(splits.read_text())[run.fold]["train"]}
+    sys.argv = ["nnUNetv2_train", run.dataset, run.configuration, str(run.fold), "-tr", run.trainer,
+                "-p", run.plans_name, "-device", job.device, "--c"]  # fmt: skip
+    run_training_entry()  # --c also begins a training
+    record[PEAK_MEMORY] = peak_memory(job.device)
+    (run.folder / RECORD).write_text(json.dumps(record, indent=4))
+
+
+def peak_memory(device: str) -> int | None:
+    """Bytes of GPU memory that tensors took at most; on a CPU the largest resident size of this
+    process, None where the system does not tell."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _predict(job: Job, images: str, predictions: str) -> None:
+    """As nnUNetv2_predict does by default; predictions that are there are kept."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device(job.device))
+    predictor.initialize_from_trained_model_folder(
+        str(job.run.model_folder), (job.run.fold,), FINAL
+    )
+    predictor.predict_from_files(
+        images, predictions, overwrite=False,
+        num_processes_preprocessing=2, num_processes_segmentation_export=2,
+    )  # fmt: skip
+
+
+def launch_local(jobs: Sequence[Job], logs: Path) -> None:
+    """One after the other, each in a process of its own with a log file.
+
+    Raises:
+        RuntimeError: a job failed; with the end of its log.
+    """
+    bar = tqdm(total=len(jobs), desc="trainings", unit="run", disable=None)
+    with bar:
+        for job in jobs:
+            bar.set_postfix_str(str(job.run))
+            command = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
+            run_logged(command, os.environ, logs / f"{job.run.name}.txt")
+            bar.update()
+
+
+def launch_slurm(jobs: Sequence[Job], logs: Path, options: Mapping[str, str]) -> None:
+    """As an array of Slurm jobs through submitit; waits for all of them.
+
+    Args:
+        jobs: to submit.
+        logs: folder for what Slurm and the jobs write; every node must reach it.
+        options: for sbatch, e.g. partition or time; they win over ``SLURM_DEFAULTS``.
+
+    Raises:
+        RuntimeError: submitit or Slurm is missing, or jobs failed; the others are done.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise RuntimeError('--launcher slurm needs submitit: pip install "submitit>=1.5"') from None
+    try:
+        executor = submitit.SlurmExecutor(folder=logs)
+    except RuntimeError as error:
+        raise RuntimeError(f"Slurm cannot be used here: {error}") from None
+    gpu = {"gpus_per_node": "1"} if any(job.device == "cuda" for job in jobs) else {}
+    given = {name.replace("-", "_"): value for name, value in options.items()}
+    executor.update_parameters(
+        job_name="plgcl_compare", additional_parameters={**SLURM_DEFAULTS, **gpu, **given}
+    )
+    wait_for(executor.map_array(execute, jobs), jobs)
+
+
+def wait_for(submitted: Sequence[Any], jobs: Sequence[Job]) -> None:
+    """Wait for jobs of submitit.
+
+    Raises:
+        RuntimeError: which of them failed, and where the first one's log is.
+    """
+    done = 0
+    with tqdm(total=len(jobs), desc="trainings", unit="run", disable=None) as bar:
+        while done < len(jobs):
+            time.sleep(POLL)
+            now = sum(job.done() for job in submitted)
+            bar.update(now - done)
+            done = now
+    failed = [(job, one) for job, one in zip(jobs, submitted, strict=True) if one.exception()]
+    if failed:
+        first, of_submitit = failed[0]
+        raise RuntimeError(
+            f"{len(failed)} of {len(jobs)} jobs failed, the others are done. First: {first.run}, "
+            f"see {of_submitit.paths.stderr}. Run again to go on."
+        )
+
+
+if __name__ == "__main__":
+    content = json.loads(sys.argv[1])
+    execute(Job(**{**content, "run": Run(**content["run"])}))

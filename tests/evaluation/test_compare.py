@@ -1,0 +1,216 @@
+"""Real (tiny) trainings of nnU-Net's trainer and ours, compared from the command line."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, Prepared
+from training import EXT_TRAINERS, command_environment, nnunet_command
+
+from nnunetv2_plgcl import commands
+from nnunetv2_plgcl.evaluation import runs
+
+STOCK, OURS = "nnUNetTrainer_tiny", "nnUNetTrainerPLGCL_tiny"
+
+
+def arguments(output: Path, *more: object) -> list[str]:
+    words = ("-d", 901, "-c", TINY, "-f", 0, "-tr", STOCK, OURS, "-o", output, "-np", 1, *more)
+    return [str(word) for word in words]
+
+
+def run(prepared: Prepared, *words: object) -> str:
+    done = subprocess.run(
+        nnunet_command(*words), env=command_environment(prepared), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(prepared_once, tmp_path_factory) -> Prepared:
+    """Both trainers twice, by --run; the comparison lies in ``base / "compared"``."""
+    base = tmp_path_factory.mktemp("compared")
+    mine = Prepared(base, prepared_once.name, prepared_once.split)
+    shutil.copytree(prepared_once.base, base, dirs_exist_ok=True)
+    command = arguments(base / "compared", "--run", "--seeds", 2, "-device", "cpu")
+    printed = run(mine, "nnUNetv2_plgcl_compare", *command)
+    (base / "printed.txt").write_text(printed)
+    return mine
+
+
+@pytest.fixture
+def copy(trained, tmp_path, monkeypatch, in_this_process) -> Prepared:
+    """A private copy of the trained models, compared in this process."""
+    mine = Prepared(tmp_path / "copy", trained.name, trained.split)
+    shutil.copytree(trained.base, mine.base)
+    for name, value in mine.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("nnUNet_extTrainer", str(EXT_TRAINERS))
+    return mine
+
+
+def fold_of(prepared: Prepared, trainer: str, seed: int = 0) -> Path:
+    plans = "nnUNetPlans" + (f"_seed{seed}" if seed else "")
+    return prepared.results / f"{trainer}__{plans}__{TINY}" / "fold_0"
+
+
+def read_csv(file: Path) -> list[dict[str, str]]:
+    with open(file) as stream:
+        return list(csv.DictReader(stream))
+
+
+def change_json(file: Path, **values: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def failure(prepared: Prepared, *more: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        commands.compare(arguments(prepared.base / "out", *more))
+    message = str(stopped.value.code)
+    assert message.startswith("nnUNetv2_plgcl_compare: ") and "\n" not in message
+    return message
+
+
+def test_scores_are_those_of_nnunet_and_repetitions_are_averaged_first(trained):
+    scores = read_csv(trained.base / "compared" / "scores.csv")
+    dice = [row for row in scores if row["metric"] == "DSC"]
+    assert len(dice) == 2 * 2 * len(trained.split["val"]) * 3
+    names = {name: str(v) for name, v in trained.dataset_json()["labels"].items()}
+    for row in dice:
+        folder = fold_of(trained, row["trainer"], int(row["seed"])) / "validation"
+        of_nnunet = json.loads((folder / "summary.json").read_text())["metric_per_case"]
+        (case,) = (c for c in of_nnunet if Path(c["prediction_file"]).name.startswith(row["case"]))
+        assert float(row["value"]) == pytest.approx(case["metrics"][names[row["class"]]]["Dice"])
+    table = {row["trainer"]: row for row in read_csv(trained.base / "compared" / "table.csv")}
+    for trainer in (STOCK, OURS):
+        values = [float(row["value"]) for row in dice if row["trainer"] == trainer]
+        assert float(table[trainer]["DSC"]) == pytest.approx(np.mean(values))
+    printed = (trained.base / "printed.txt").read_text()
+    assert f"{100 * float(table[OURS]['DSC']):.2f} [" in printed
+    assert f"{len(trained.split['train'])} (40 %)" in printed  # 4 labelled, 6 unlabelled
+    latex = (trained.base / "compared" / "table.tex").read_text()
+    assert r"nnUNetTrainerPLGCL\_tiny" in latex and r"\toprule" in latex
+
+
+def test_repetitions_differ_in_the_seed_alone(trained):
+    plans = {
+        seed: json.loads((fold_of(trained, OURS, seed).parent / "plans.json").read_text())
+        for seed in (0, 1)
+    }
+    assert plans[1]["configurations"][TINY].pop("plgcl") == {"seed": 1}
+    assert plans[0]["configurations"] == plans[1]["configurations"]
+    debug = json.loads((fold_of(trained, OURS, 1) / "debug.json").read_text())
+    assert "seed=1" in debug["config"]
+
+
+def test_cost_and_labelled_cases_are_noted_for_every_trainer(trained):
+    for trainer in (STOCK, OURS):
+        record = json.loads((fold_of(trained, trainer) / runs.RECORD).read_text())
+        assert record[runs.LABELLED] == trained.split["train"]
+        assert 2**27 < record[runs.PEAK_MEMORY] < 2**35
+    for row in read_csv(trained.base / "compared" / "table.csv"):
+        assert 0 < float(row["training (h)"]) < 1 and float(row["peak memory (GiB)"]) > 0.1
+
+
+def test_finished_runs_are_not_trained_again(copy, capsys):
+    finals = [fold_of(copy, t, s) / "checkpoint_final.pth" for t in (STOCK, OURS) for s in (0, 1)]
+    before = [file.stat().st_mtime_ns for file in finals]
+    commands.compare(arguments(copy.base / "out", "--run", "--seeds", 2, "-device", "cpu"))
+    assert [file.stat().st_mtime_ns for file in finals] == before
+    for name in ("table.md", "table.csv", "scores.csv"):
+        assert (copy.base / "out" / name).read_text().split("hours")[0] == (
+            copy.base / "compared" / name
+        ).read_text().split("hours")[0]
+
+
+def test_predictions_of_test_images_are_compared(copy, tmp_path, capsys):
+    """With the validation cases as test cases everything must come out as in validation."""
+    raw = copy.base / "nnUNet_raw" / copy.name
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for case in copy.split["val"]:
+        shutil.copy(raw / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / "images")
+        shutil.copy(raw / "labelsTr" / f"{case}.nii.gz", tmp_path / "labels")
+    commands.compare(
+        arguments(copy.base / "out", "--test", tmp_path / "images", tmp_path / "labels",
+                  "-device", "cpu")
+    )  # fmt: skip
+    scores = read_csv(copy.base / "out" / "scores.csv")
+    validation = read_csv(copy.base / "compared" / "scores.csv")
+    assert scores == [row for row in validation if row["seed"] == "0"]
+    assert "2 test cases" in (copy.base / "out" / "report.html").read_text()
+
+
+def test_unlike_runs_are_refused_by_name(copy):
+    ours = fold_of(copy, OURS)
+    split = copy.preprocessed / "splits_final.json"
+    original = split.read_text()
+    (fold,) = json.loads(original)
+
+    change_json(ours / "debug.json", num_epochs="5")
+    message = failure(copy)
+    assert "5 epochs" in message and "4 epochs" in message and OURS in message
+    change_json(ours / "debug.json", num_epochs="4")
+
+    plans = json.loads((ours.parent / "plans.json").read_text())
+    plans["configurations"][TINY]["patch_size"] = [32, 32]
+    (ours.parent / "plans.json").write_text(json.dumps(plans))
+    assert re.search(r"different plans: patch_size", failure(copy))
+    plans["configurations"][TINY]["patch_size"] = [48, 48]
+    (ours.parent / "plans.json").write_text(json.dumps(plans))
+
+    labelled, other = fold["train"][0], fold["unlabelled"][0]
+    swapped = {**fold, "train": [other, *fold["train"][1:]]}
+    split.write_text(json.dumps([swapped]))
+    message = failure(copy)
+    assert "other labelled cases" in message and labelled in message and other in message
+
+    split.write_text(json.dumps([{**fold, "val": fold["val"][:1]}]))
+    message = failure(copy)
+    assert "other validation cases" in message and fold["val"][1] in message
+
+
+def test_runs_that_note_no_cases_are_held_against_their_log_and_the_splits_date(copy):
+    """As with nnU-Net's trainer started by hand; ours notes its cases in debug.json too."""
+    both = [runs.Run(copy.name, t, "nnUNetPlans", TINY, 0, 0) for t in (STOCK, OURS)]
+    for one in both:
+        (one.folder / runs.RECORD).unlink()
+    file = copy.preprocessed / "splits_final.json"
+    (fold,) = json.loads(file.read_text())
+
+    def check(trust: bool = False, **parts: list[str]) -> None:
+        runs.require_alike(both, [{**fold, **parts}], file, trust)
+
+    os.utime(file, (0, 0))
+    check()
+    os.utime(file)
+    with pytest.raises(ValueError, match="younger than the training of nnUNetTrainer_tiny"):
+        check()
+    check(trust=True)
+    with pytest.raises(ValueError, match="had 4 labelled cases"):
+        check(trust=True, train=fold["train"][1:])
+    swapped = [fold["unlabelled"][0], *fold["train"][1:]]
+    with pytest.raises(ValueError, match=r"PLGCL_tiny \(fold 0, seed 0\) has other labelled cases"):
+        check(trust=True, train=swapped)
+
+
+def test_what_is_missing_is_said_before_anything_is_done(copy):
+    shutil.rmtree(fold_of(copy, OURS) / "validation")
+    message = failure(copy)
+    assert f"{OURS} (fold 0, seed 0) is not finished" in message
+    assert f"nnUNetv2_train {copy.name} {TINY} 0 -tr {OURS} -p nnUNetPlans --c" in message
+    assert "has no fold 3" in failure(copy, "-f", "3")
+    assert "nnUNetTrainerNothing" in failure(copy, "-tr", "nnUNetTrainerNothing", "--run")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_in_one_line(copy):
+    shutil.rmtree(fold_of(copy, OURS))
+    assert "no cuda device" in failure(copy, "--run")

@@ -1,0 +1,103 @@
+"""Jobs of a comparison through submitit, with its executor for this machine in Slurm's place."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import submitit
+import torch
+
+from nnunetv2_plgcl import commands
+from nnunetv2_plgcl.evaluation import launch
+from nnunetv2_plgcl.evaluation.launch import Job, launch_local, launch_slurm, wait_for
+from nnunetv2_plgcl.evaluation.runs import Run
+
+
+def run_of(trainer: str) -> Run:
+    return Run("Dataset901_Heart", trainer, "nnUNetPlans", "2d", 0, 0)
+
+
+JOBS = [Job(run_of("nnUNetTrainer"), "cpu"), Job(run_of("nnUNetTrainerPLGCL"), "cpu")]
+
+
+def fail_for_ours(job: Job) -> None:
+    if job.run.trainer != "nnUNetTrainer":
+        raise RuntimeError("no more memory")
+
+
+def test_failed_jobs_are_named_once_all_are_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "POLL", 0.2)
+    executor = submitit.LocalExecutor(folder=tmp_path)
+    wait_for([executor.submit(fail_for_ours, job) for job in JOBS[:1]], JOBS[:1])
+    submitted = [executor.submit(fail_for_ours, job) for job in JOBS]
+    with pytest.raises(RuntimeError, match=r"1 of 2 jobs failed.*PLGCL \(fold 0, seed 0\)") as told:
+        wait_for(submitted, JOBS)
+    assert str(submitted[1].paths.stderr) in str(told.value)
+    assert "no more memory" in submitted[1].paths.stderr.read_text()
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is not None, reason="Slurm is there")
+def test_a_machine_without_slurm_says_so(tmp_path):
+    with pytest.raises(RuntimeError, match="Slurm cannot be used here: .*srun"):
+        launch_slurm(JOBS, tmp_path, {})
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch) -> Path:
+    """An sbatch that keeps the file it was given; submitit only looks whether srun is there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    kept = tmp_path / "submission.sh"
+    contents = {"srun": "", "sbatch": f'cp "$1" {kept}\necho Submitted batch job 17\n'}
+    for name, lines in contents.items():
+        (folder / name).write_text(f"#!/bin/sh\n{lines}")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return kept
+
+
+def test_sbatch_gets_the_options(tmp_path, monkeypatch, sbatch):
+    monkeypatch.setattr(launch, "wait_for", lambda submitted, jobs: None)
+    on_gpu = [Job(job.run, "cuda") for job in JOBS]
+    launch_slurm(on_gpu, tmp_path, {"partition": "gpu", "cpus-per-task": "8"})
+    script = sbatch.read_text()
+    for line in ("--partition=gpu", "--cpus-per-task=8", "--time=2-00:00:00",
+                 "--gpus-per-node=1", "--array=0-1%2"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    launch_slurm(on_gpu, tmp_path, {"time": "60", "gpus-per-node": "a100:1"})
+    script = sbatch.read_text()
+    assert "#SBATCH --time=60\n" in script and "--gpus-per-node=a100:1\n" in script
+
+
+def test_a_failing_training_shows_the_end_of_its_log(tmp_path, monkeypatch):
+    for folder in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path))
+    with pytest.raises(RuntimeError, match="ended with status") as told:
+        launch_local(JOBS[:1], tmp_path)
+    assert "splits_final.json" in str(told.value)
+    assert (tmp_path / f"{JOBS[0].run.name}.txt").is_file()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_stops_the_demo_too(tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        commands.demo(["--device", "cuda", "-o", str(tmp_path / "demo")])
+    assert "finds no cuda device" in str(stopped.value.code)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_plans_of_a_repetition_are_never_overwritten(prepared):
+    run = Run(prepared.name, "nnUNetTrainer", "nnUNetPlans", "2d_tiny", 0, 3)
+    launch.write_plans_of_seed(run)
+    file = prepared.preprocessed / "nnUNetPlans_seed3.json"
+    plans = json.loads(file.read_text())
+    assert plans["plans_name"] == "nnUNetPlans_seed3"
+    assert plans["configurations"]["2d_tiny"]["plgcl"] == {"seed": 3}
+    launch.write_plans_of_seed(run)  # the same again is fine
+    plans["configurations"]["2d_tiny"]["batch_size"] = 3
+    file.write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match="is not nnUNetPlans.json with seed 3"):
+        launch.write_plans_of_seed(run)
+    assert json.loads(file.read_text()) == plans

@@ -1,0 +1,153 @@
+"""The report of a comparison in a real browser, on a desk and on a telephone."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nnunetv2_plgcl.evaluation import comparison as library
+from nnunetv2_plgcl.evaluation import tables
+from nnunetv2_plgcl.evaluation.comparison import METRICS, Comparison
+from nnunetv2_plgcl.evaluation.figures import box_plot, learning_curves
+from nnunetv2_plgcl.evaluation.report import Picture, picture_of, write_report
+from nnunetv2_plgcl.evaluation.runs import Course, Run
+
+TRAINERS = ("nnUNetTrainer", "nnUNetTrainerMeanTeacher", "nnUNetTrainerPLGCL_confidenceGuide")
+CASES = 12
+
+
+def comparison_of(amounts: tuple[int, ...] = (14, 6), seeds: int = 2) -> Comparison:
+    """Scores that each trainer leads by 0.1 or a little more; one distance is missing."""
+    rng = np.random.default_rng(0)
+    rows, courses = [], {}
+    for fold, labelled in enumerate(amounts):
+        level = rng.uniform(0.4, 0.6, (CASES, 2))
+        for place, trainer in enumerate(TRAINERS):
+            for seed in range(seeds):
+                run = Run("Dataset001_X", trainer, "nnUNetPlans", "2d", fold, seed)
+                courses[run] = Course((0.1, 0.4, 0.5 + 0.1 * place), 90.0, 300, 8, None)
+                for case in range(CASES):
+                    for k, of_class in enumerate(("RV", "LV")):
+                        missing = (place, seed, case, k) == (0, 0, 0, 0)
+                        for metric in METRICS:
+                            value = level[case, k] + 0.1 * place * (1 + case / 100) + 0.01 * seed
+                            rows.append({
+                                "trainer": trainer, "labelled": labelled, "share": labelled / 140,
+                                "fold": fold, "seed": seed, "case": f"case{case:02d}",
+                                "class": of_class, "metric": metric,
+                                "value": np.nan if missing and metric != "DSC" else value,
+                                "empty": "prediction" if missing else None,
+                            })  # fmt: skip
+    return Comparison(TRAINERS, ("RV", "LV"), "mm", pd.DataFrame(rows), courses)
+
+
+def test_table_counts_a_case_once_whatever_its_repetitions():
+    comparison = comparison_of()
+    results = library.results(comparison)
+    scores = comparison.scores
+    for row in results.to_dict("records"):
+        of = scores[(scores.trainer == row["trainer"]) & (scores.labelled == row["labelled"])]
+        per_case = [
+            np.mean([of[(of.case == c) & (of.metric == "DSC")]["value"]])
+            for c in sorted(set(of.case))
+        ]
+        assert row["DSC"] == pytest.approx(np.mean(per_case))
+        assert row["DSC low"] < row["DSC"] < row["DSC high"]
+        assert row["DSC sd over seeds"] == pytest.approx(0.01 / np.sqrt(2))
+        assert row["empty predictions"] == (1 if row["trainer"] == TRAINERS[0] else 0)
+        assert row["ms per iteration"] == pytest.approx(300) and np.isnan(row["peak memory (GiB)"])
+    # twelve differences of one sign: 2 / 2**12, which Holm multiplies by the number of tests
+    tests = library.tests(comparison)
+    dice = tests[tests.metric == "DSC"]
+    assert dice["difference"].to_numpy() == pytest.approx([0.1055, 0.211] * 2)
+    assert dice["p"].to_numpy() == pytest.approx(2 / 2**12)
+    assert dice["p (Holm)"].to_numpy() == pytest.approx(4 * 2 / 2**12)
+
+
+def test_cases_to_show_are_ranked_over_all_trainers():
+    comparison = comparison_of((14,))
+    means = comparison.per_case(14, "DSC").mean(axis=1)
+    shown = library.cases_to_show(comparison, 14)
+    assert means[shown["best"]] == means.max() and means[shown["worst"]] == means.min()
+    assert (means < means[shown["median"]]).sum() == CASES // 2
+
+
+@given(st.lists(st.text("ab_%&|#<", min_size=1, max_size=5), min_size=1, max_size=3))
+def test_latex_escapes_what_is_special_there(names):
+    latex = tables.to_latex(pd.DataFrame({"trainer": names, "DSC (%)": "1 ± 2"}))
+    body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    assert body.count(r"$\pm$") == len(names)
+    for special in "_%#":
+        assert body.count("\\" + special) == sum(name.count(special) for name in names)
+
+
+@pytest.fixture
+def report(tmp_path):
+    comparison = comparison_of()
+    results = library.results(comparison)
+    tests = tables.readable_tests(library.tests(comparison))
+    wide = box_plot(comparison, "DSC")
+    wide.set_size_inches(13, 3)
+    sections: dict[str, list[Picture]] = {
+        "Cases": [picture_of(metric, box_plot(comparison, metric)) for metric in METRICS],
+        "Learning": [picture_of("14 <labelled>", learning_curves(comparison, 14))],
+        "Segmentations": [picture_of("wide", wide, wide=True)],
+    }
+    facts = {"plans": "nnUNetPlans", "fold 0": "14 labelled & 126 unlabelled"}
+    file = tmp_path / "report.html"
+    write_report(file, "A <title>", facts, tables.readable(comparison, results), tests, sections)
+    return file, sections, len(results)
+
+
+def test_report_needs_no_other_file(report):
+    html = report[0].read_text()
+    assert "A &lt;title&gt;" in html and "14 &lt;labelled&gt;" in html
+    assert "http://" not in html and "https://" not in html and 'src="data:image/png' in html
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs chromium and chromedriver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                 "--disable-background-networking", "--disable-component-update",
+                 "--disable-sync", "--hide-scrollbars"):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options, service)
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_report_in_a_browser(report, browser, width):
+    file, sections, rows = report
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+    )
+    browser.get(file.as_uri())
+    assert browser.get_log("browser") == []
+    sizes = browser.execute_script(
+        "return [...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth, i.alt])"
+    )
+    pictures = [picture for of_section in sections.values() for picture in of_section]
+    assert [size[3] for size in sizes] == [picture.title for picture in pictures]
+    for (complete, natural, shown, _), picture in zip(sizes, pictures, strict=True):
+        assert complete and natural > 0
+        # readable: a narrow picture keeps most of a telephone's width, a wide one scrolls
+        assert shown >= (600 if picture.wide else min(340, width))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script("return innerWidth") == width
+    cells = browser.execute_script(
+        "return [...document.querySelectorAll('table')[0].tBodies[0].rows].map(r => r.cells.length)"
+    )
+    assert len(cells) == rows and len(set(cells)) == 1
