@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,6 +12,7 @@ from matplotlib.lines import Line2D
 
 # Okabe & Ito (2008): told apart with any colour vision, and none is a grey of the image.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+TITLE_WIDTH = 36  # letters above a panel, as long as the longest trainer's name
 
 
 def slice_with_most_foreground(segmentation: np.ndarray) -> int:
@@ -46,13 +48,13 @@ def overlay_figure(
     colour = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(classes)}
     aspect = spacing[0] / spacing[1]
     height = 3.0 * aspect * image.shape[0] / image.shape[1]
-    figure = Figure(figsize=(3.0 * (1 + len(segmentations)), height + 0.7), layout="constrained")
+    figure = Figure(figsize=(3.0 * (1 + len(segmentations)), height + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     window = np.percentile(image, (1, 99))
     panels = figure.subplots(1, 1 + len(segmentations), squeeze=False)[0]
     for panel, title in zip(panels, ["image", *segmentations], strict=True):
         panel.imshow(image, cmap="gray", aspect=aspect, vmin=window[0], vmax=window[1])
-        panel.set_title(title)
+        panel.set_title("\n".join(wrap(title, TITLE_WIDTH)), fontsize=9)
         panel.set_axis_off()
     for panel, segmentation in zip(panels[1:], segmentations.values(), strict=True):
         for label in classes:

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# nnU-Net, mean teacher, PLGCL without consistency and PLGCL on ACDC with few labelled patients, and
+# nnU-Net with all 70 training patients, the upper line. Same plans, iterations, batch size and
+# validation patients for all. Called by benchmark_acdc_cpu.sh and benchmark_acdc_gpu.sh. Run it
+# again to go on after an interruption, or in pieces: what is trained is kept.
+#
+# Usage: bash scripts/benchmark_acdc_cpu.sh FOLDER
+#   FOLDER: ACDC in nnU-Net's raw layout, cases named patientNNN_frameNN
+# Needs: the package installed (its environment activated); no variable of nnU-Net's.
+# Settings: ITERATIONS SEEDS=3 PATIENTS="7 3 14" UPPER=1 (0: no upper line)
+#           TRAINERS="nnUNetTrainer ..." (the baseline first) WORK=benchmark_acdc
+#           PLANS=nnUNetPlans (or a copy of them with settings under "plgcl") CONFIG DEVICE
+# Results: WORK/ITERATIONS_PATIENTS_PLANS/ (tables, report), WORK/results.csv with the commit.
+set -euo pipefail
+scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source=${1:?"Name a folder: ACDC in nnU-Net's raw layout"}
+iterations=${ITERATIONS:?} config=${CONFIG:?} device=${DEVICE:?}
+seeds=${SEEDS:-3} plans=${PLANS:-nnUNetPlans}
+if ((iterations < 100 || iterations % (iterations < 10000 ? 100 : 500))); then
+    echo "ITERATIONS must be a multiple of 100, from 10000 on of 500, but is $iterations." >&2
+    exit 2
+fi
+work=$(mkdir -p "${WORK:-benchmark_acdc}" && cd "${WORK:-benchmark_acdc}" && pwd)
+read -ra patients <<<"${PATIENTS:-7 3 14}"
+read -ra trainers <<<"${TRAINERS:-nnUNetTrainer nnUNetTrainerMeanTeacher nnUNetTrainerPLGCL_noConsistency nnUNetTrainerPLGCL}"
+
+export nnUNet_raw=$work/raw nnUNet_preprocessed=$work/preprocessed
+export nnUNet_results=$work/results_$iterations # nnU-Net's names know no iterations
+export nnUNet_extTrainer=$scripts/benchmark_trainers${nnUNet_extTrainer:+:$nnUNet_extTrainer}
+export PLGCL_BENCHMARK_ITERATIONS=$iterations
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # waiting threads do not slow their neighbours
+mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"
+env -u nnUNet_n_proc_DA python3 "$scripts/prepare_acdc_benchmark.py" "$source" -d 27 -c "$config"
+if [ "$device" = cpu ]; then
+    export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0} # loading is a tenth of a step: no workers
+fi
+
+compare() { # patients, fold, trainers
+    local output=$work/${iterations}_$1_$plans fold=$2
+    shift 2
+    nnUNetv2_plgcl_compare -d 27 -c "$config" -f "$fold" -tr "${@/%/_benchmark}" -p "$plans" \
+        --run --seeds "$seeds" --voxel -device "$device" -o "$output" --np 2
+    python3 "$scripts/collect_benchmark.py" "$work"
+}
+declare -A fold_of=([7]=0 [14]=1 [3]=2)
+for number in "${patients[@]}"; do
+    compare "$number" "${fold_of[$number]}" "${trainers[@]}"
+done
+if [ "${UPPER:-1}" = 1 ]; then
+    compare 70 3 nnUNetTrainer
+fi

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Plan and preprocess ACDC for the benchmarks, in the folders that nnU-Net's variables name.
+
+Fold 0 has 7 labelled patients, fold 1 has 14 and fold 2 has 3, as the paper's protocol; fold 3 has
+all 70, the upper line. Validation patients are the same 10 in each. Configuration 2d is nnU-Net's
+own plan; 2d_small is one for a CPU: spacing 2 x 2, patch 96 x 96, batch 8. Preprocessing is done
+once: what is there is kept.
+
+    python scripts/prepare_acdc_benchmark.py FOLDER -d 27 -c 2d_small
+
+FOLDER is in nnU-Net's raw layout, with cases named patientNNN_frameNN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
+
+from nnunetv2_plgcl.datasets.convert.run import read_protocol
+from nnunetv2_plgcl.datasets.split import group_cases, write_split
+
+FEATURES = (16, 32, 64, 128)
+
+
+def small_configuration(configuration: dict) -> dict:
+    """nnU-Net's 2d configuration, small enough for two cores."""
+    architecture = json.loads(json.dumps(configuration["architecture"]))
+    arguments = architecture["arch_kwargs"]
+    stages = len(FEATURES)
+    for name in ("kernel_sizes", "strides", "n_conv_per_stage"):
+        arguments[name] = arguments[name][:stages]
+    arguments["n_conv_per_stage_decoder"] = arguments["n_conv_per_stage_decoder"][: stages - 1]
+    arguments.update(n_stages=stages, features_per_stage=list(FEATURES))
+    return {
+        "inherits_from": "2d",
+        "data_identifier": "nnUNetPlans_2d_small",
+        "spacing": [2.0, 2.0],
+        "patch_size": [96, 96],
+        "batch_size": 8,
+        "architecture": architecture,
+    }
+
+
+def splits(cases: list[str]) -> list[dict[str, list[str]]]:
+    """The paper's folds, then one with every training patient labelled."""
+    protocol = read_protocol("acdc")
+    patients = group_cases(cases, r"patient\d+")
+    training = sorted(set(patients) - {*protocol.validation, *protocol.test})
+    folds = []
+    for labelled in (*protocol.labelled.values(), training):
+        parts = {"train": labelled, "val": protocol.validation,
+                 "unlabelled": set(training) - set(labelled)}  # fmt: skip
+        folds.append({
+            part: sorted(case for patient in members for case in patients[patient])
+            for part, members in parts.items() if members
+        })  # fmt: skip
+    return folds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path, help="ACDC in nnU-Net's raw layout")
+    parser.add_argument("-d", dest="number", type=int, default=27, help="dataset number")
+    parser.add_argument("-c", dest="configuration", choices=("2d", "2d_small"), required=True)
+    parser.add_argument("--np", dest="processes", type=int, default=2)
+    arguments = parser.parse_args()
+
+    name = f"Dataset{arguments.number:03d}_ACDC"
+    raw = Path(os.environ["nnUNet_raw"]) / name
+    preprocessed = Path(os.environ["nnUNet_preprocessed"]) / name
+    if not (arguments.source / "imagesTr").is_dir():
+        sys.exit(f"{arguments.source} is not in nnU-Net's raw layout: it has no folder imagesTr.")
+    if not raw.is_dir():
+        shutil.copytree(arguments.source, raw.with_suffix(".part"), dirs_exist_ok=True)
+        raw.with_suffix(".part").rename(raw)
+    plans_file = preprocessed / "nnUNetPlans.json"
+    if not plans_file.is_file():
+        nnunet.extract_fingerprints([arguments.number], num_processes=arguments.processes)
+        nnunet.plan_experiments([arguments.number])
+        plans = json.loads(plans_file.read_text())
+        plans["configurations"]["2d_small"] = small_configuration(plans["configurations"]["2d"])
+        plans_file.write_text(json.dumps(plans, indent=4))
+    cases = [file.name.partition(".")[0] for file in (raw / "labelsTr").iterdir()]
+    split_file = preprocessed / "splits_final.json"
+    if not split_file.is_file():
+        write_split(split_file, splits(cases))
+    done = preprocessed / f".{arguments.configuration}_complete"
+    if not done.is_file():
+        nnunet.preprocess(
+            [arguments.number],
+            configurations=[arguments.configuration],
+            num_processes=[arguments.processes],
+        )
+        done.touch()
+
+
+if __name__ == "__main__":
+    main()
