@@ -14,9 +14,9 @@ usage="Usage: bash scripts/benchmark_acdc_gpu.sh pack FOLDER PACKED | run PACKED
 limit=$((64 * 1000 * 1000))
 
 pack() {
-    local source=$1 packed=$2 plain image
+    local source=$1 packed=$2 image
     mkdir -p "$packed"
-    plain=$(mktemp -d)
+    plain=$(mktemp -d) # not local: removed at the exit
     trap 'rm -rf "$plain"' EXIT
     mkdir "$plain/imagesTr" "$plain/labelsTr"
     sed 's/"\.nii\.gz"/".nii"/' "$source/dataset.json" >"$plain/dataset.json"

@@ -5,11 +5,11 @@
 #
 # Usage: bash scripts/reproduce_DATASET.sh DOWNLOAD [more arguments for nnUNetv2_plgcl_compare]
 # Needs: the package installed, nnUNet_raw, nnUNet_preprocessed and nnUNet_results set.
-# Settings: DEVICE=cuda SEEDS=3 CONFIG=2d NUMBER=dataset number OUTPUT=folder
+# Settings: DEVICE=cuda SEEDS=3 FOLDS="0 1" CONFIG=2d NUMBER=dataset number OUTPUT=folder
 #           TRAINERS="those to compare, the baseline first"
 set -euo pipefail
-dataset=$1 number=${NUMBER:-$2} folds=$3
-shift 3
+dataset=$1 number=${NUMBER:-$2}
+shift 2
 if [ $# -eq 0 ] || [ ! -d "$1" ]; then
     echo "Usage: bash scripts/reproduce_$dataset.sh DOWNLOAD" >&2
     exit 2
@@ -26,7 +26,7 @@ done
 config=${CONFIG:-2d}
 output=${OUTPUT:-reproduce_$dataset}
 read -ra trainers <<<"${TRAINERS:-nnUNetTrainer nnUNetTrainerMeanTeacher nnUNetTrainerPLGCL_noConsistency nnUNetTrainerPLGCL}"
-read -ra folds <<<"$folds"
+read -ra folds <<<"${FOLDS:-0 1}" # one for each number of labelled cases in the paper
 mkdir -p "$output"
 
 find_dataset() {

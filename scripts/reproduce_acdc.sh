@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # ACDC, from the official download to the paper's table; reproduce.sh says how and with what settings.
-exec bash "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" acdc 27 "0 1" "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh" acdc 27 "$@"
