@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
 def split(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_plgcl_split``."""
     from nnunetv2_plgcl.datasets import split as library
-    from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, require_hidable
+    from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict
 
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_plgcl_split",
@@ -77,18 +83,21 @@ def split(argv: Sequence[str] | None = None) -> None:
         for number, fold in enumerate(folds):
             print(f"fold {number}: {library.describe_fold(fold, groups)}")
         hidden = list(folds[0]["unlabelled"])
+        _warn_of_patients_in_images_un(raw, pattern, [case for f in folds for case in f["val"]])
         if args.strict:
-            require_hidable(raw, hidden)
             folds[0]["unlabelled"] = []  # those of imagesUn are unlabelled in every fold
-        if library.read_split(file) == folds:
-            print(f"Nothing to do: {file} already holds this split (seed {args.seed}).")
-        else:
+        changed = library.require_replaceable(file, folds, args.force)
+        if args.strict:
+            hide_labels(raw, file.parent, hidden)
+        if changed:
             backup = library.write_split(file, folds, args.force)
             print(f"Written (seed {args.seed}): {file}")
             if backup:
                 print(f"The earlier split is kept in {backup}")
+        else:
+            print(f"Nothing to do: {file} already holds this split (seed {args.seed}).")
+        library.write_group_pattern(file.parent, pattern)
         if args.strict:
-            hide_labels(raw, file.parent, hidden)
             print(
                 f"{len(hidden)} images moved to imagesUn, their labels to labelsUn ({parser.prog} "
                 f"-d {args.d} --undo brings them back).\n"
@@ -99,6 +108,23 @@ def split(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
     print(f"Next: nnUNetv2_train {args.d} 2d 0 -tr nnUNetTrainerPLGCL")
+
+
+def _warn_of_patients_in_images_un(raw: Path, pattern: str, validation: Sequence[str]) -> None:
+    import re
+
+    from nnunetv2_plgcl.datasets.split import group_cases
+    from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
+
+    folder = raw / UNLABELLED_IMAGES
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    unlabelled = group_cases([name for name in names if re.search(pattern, name)], pattern)
+    both = sorted(set(unlabelled) & set(group_cases(validation, pattern)))
+    if both:
+        print(
+            f"Warning: {len(both)} validation patients have images in {folder} too, {both[0]} for "
+            f"one. Move those away, or name other patients with --val; a training will refuse them."
+        )
 
 
 def _undo_strict(dataset: str) -> None:
@@ -132,7 +158,7 @@ def convert(argv: Sequence[str] | None = None) -> None:
         help="ACDC: frames of the 4D files between the labelled ones as unlabelled images",
     )  # fmt: skip
     parser.add_argument(
-        "--np", "-np", type=int, default=4, help="worker processes (default %(default)s)"
+        "--np", "-np", type=_positive, default=4, help="worker processes (default %(default)s)"
     )
     args = parser.parse_args(argv)
 
@@ -162,7 +188,7 @@ def preprocess(argv: Sequence[str] | None = None) -> None:
         "-p", "-plans_name", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s"
     )
     parser.add_argument(
-        "--np", "-np", type=int, default=4, help="worker processes (default %(default)s)"
+        "--np", "-np", type=_positive, default=4, help="worker processes (default %(default)s)"
     )
     args = parser.parse_args(argv)
 
@@ -196,7 +222,7 @@ def check(argv: Sequence[str] | None = None) -> None:
         help=r"what in a case name is the patient, e.g. 'patient\d+' (default: guessed)",
     )  # fmt: skip
     parser.add_argument(
-        "--np", "-np", type=int, default=4, help="worker processes (default %(default)s)"
+        "--np", "-np", type=_positive, default=4, help="worker processes (default %(default)s)"
     )
     args = parser.parse_args(argv)
 
@@ -231,17 +257,18 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         "-o", type=Path, metavar="OUT.json", help="default: plgcl_summary.json with the predictions"
     )
     parser.add_argument(
-        "--np", "-np", type=int, default=4, help="worker processes (default %(default)s)"
+        "--np", "-np", type=_positive, default=4, help="worker processes (default %(default)s)"
     )
     args = parser.parse_args(argv)
     output = args.o or args.prediction / "plgcl_summary.json"
     if output.suffix != ".json":
         parser.error(f"-o names a .json file, not {output}")
 
+    from nnunetv2_plgcl.datasets.split import read_json
     from nnunetv2_plgcl.evaluation import evaluate as library
 
     try:
-        dataset = json.loads(args.djfile.read_text())
+        dataset = read_json(args.djfile)
         summary = library.evaluate_folder(
             args.reference, args.prediction, dataset, voxel=args.voxel, processes=args.np
         )
@@ -302,7 +329,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
         help="folder (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--np", "-np", type=int, default=4, help="worker processes (default %(default)s)"
+        "--np", "-np", type=_positive, default=4, help="worker processes (default %(default)s)"
     )
     args = parser.parse_args(argv)
     if args.seeds < 1:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import shlex
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,25 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Inside, an error that does not name the file becomes a ValueError that does."""
+    try:
+        yield
+    except Exception as error:
+        if str(file) in str(error):
+            raise
+        raise ValueError(f"{file}: {one_line(error)}") from error
+
+
 def describe_failures(failures: Mapping[str, str], total: int, shown: int = 3) -> str:
     """The first failures by name, the others by number."""
     more = f" And {len(failures) - shown} more." if len(failures) > shown else ""
     first = " ".join(f"{case}: {error}" for case, error in sorted(failures.items())[:shown])
-    return f"{len(failures)} of {total} cases failed, the others are done. {first}{more}"
+    others = "the others are done" if len(failures) < total else "none is done"
+    return (
+        f"{len(failures)} of {total} cases failed, {others}. {first}{more} Mend them and run again."
+    )
 
 
 def run_logged(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import pickle
+import re
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,16 @@ from typing import Literal
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunetv2_plgcl.datasets.split import EVERY_CASE_ITSELF, group_cases, guess_group_pattern
+from nnunetv2_plgcl.config import config_from_plans
+from nnunetv2_plgcl.contrast.memory import ClassMemory
+from nnunetv2_plgcl.datasets.split import (
+    EVERY_CASE_ITSELF,
+    group_cases,
+    guess_group_pattern,
+    read_group_pattern,
+    read_split,
+)
+from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.summary import CACHE, ImageSummary, summaries
 from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
@@ -65,8 +75,12 @@ def check_training(
         dataset: content of dataset.json.
         configuration: of the plans.
         fold: number, or ``"all"``.
-        group_by: what in a case name is the patient; guessed if None.
+        group_by: what in a case name is the patient; if None, what ``nnUNetv2_plgcl_split``
+            noted beside the split, else guessed.
         processes: to read images with that were not read before.
+
+    Raises:
+        ValueError: a JSON file is damaged; ``group_by`` finds nothing in a case.
     """
     from nnunetv2 import paths
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -79,13 +93,15 @@ def check_training(
     raw = Path(paths.nnUNet_raw) / manager.dataset_name if paths.nnUNet_raw.is_set() else None
     images_un = preprocessed_cases(folder_un)
     splits_file = base / "splits_final.json"
-    splits = json.loads(splits_file.read_text()) if splits_file.is_file() else []
+    splits = read_split(splits_file)
+    group_by = group_by or read_group_pattern(base)
 
     findings: list[Finding] = []
     unlabelled: list[str] = []
     try:
         if raw is not None:
             ending = dataset["file_ending"]
+            require_replanned(raw, base, folder)
             require_current(folder_un, plans, configuration, raw / UNLABELLED_IMAGES, ending)
         unlabelled = unlabelled_cases(
             splits, fold, splits_file, manager.dataset_name[7:10], images_un
@@ -124,6 +140,11 @@ def check_training(
             per_case = len(next(iter(files.values())))
             files |= images_by_case(raw / UNLABELLED_IMAGES, dataset["file_ending"], per_case)
         wanted = {case: files[case] for part in PARTS for case in parts[part] if case in files}
+        lost = [case for part in PARTS for case in parts[part] if case not in files]
+        if lost:
+            findings.append(
+                Finding("warning", f"{some(lost)}: no image in {raw}, so it is not checked.")
+            )
         reader = manager.image_reader_writer_class
         images = summaries(wanted, reader, base / CACHE, processes)
         findings += check_images(parts, images, len(dataset["channel_names"]))
@@ -138,29 +159,40 @@ def check_training(
 
 
 def estimate_memory(plans: dict, dataset: dict, configuration: str) -> Finding:
-    """What the teacher adds to the GPU memory that nnU-Net planned, and the size on disk."""
+    """What our trainers add to the GPU memory that nnU-Net planned, and the size on disk; a
+    warning where the disk has less left."""
+    from nnunetv2 import paths
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     manager = PlansManager(plans)
     resolved = manager.get_configuration(configuration)
+    classes = manager.get_label_manager(dataset).num_segmentation_heads
     network = get_network_from_plans(
         resolved.network_arch_class_name,
         resolved.network_arch_init_kwargs,
         resolved.network_arch_init_kwargs_req_import,
         determine_num_input_channels(manager, resolved, dataset),
-        manager.get_label_manager(dataset).num_segmentation_heads,
+        classes,
     )
     weights = sum(
         parameter.numel() * parameter.element_size() for parameter in network.parameters()
     )
+    config = config_from_plans(resolved.configuration)
+    buffers = ClassMemory(classes, config.memory_length).buffers()
+    memory = 2 * sum(b.numel() * b.element_size() for b in buffers)  # positives and negatives
     # student (twice: also as deployed weights), teacher, momentum; final, best and latest
-    checkpoints = 3 * 4 * weights
-    return Finding(
-        "note",
-        f"GPU memory as nnU-Net planned it, plus about {weights / 2**20:.0f} MiB for the teacher's "
-        f"weights. Checkpoints up to {checkpoints / 2**20:.0f} MiB.",
+    checkpoints = 3 * (4 * weights + memory)
+    text = (
+        f"GPU memory as nnU-Net planned it, plus about {(weights + memory) / 2**20:.0f} MiB for "
+        f"the teacher's weights and the memory of embeddings. Checkpoints up to "
+        f"{checkpoints / 2**20:.0f} MiB."
     )
+    if paths.nnUNet_results.is_set() and Path(paths.nnUNet_results).is_dir():
+        free = shutil.disk_usage(paths.nnUNet_results).free
+        if free < checkpoints:
+            return Finding("warning", f"{text} Only {free / 2**20:.0f} MiB are free there.")
+    return Finding("note", text)
 
 
 def check_parts(
@@ -171,14 +203,20 @@ def check_parts(
     Args:
         parts: cases of each part.
         group_by: what in a case name is the patient; guessed if None.
+
+    Raises:
+        ValueError: the pattern finds nothing in a labelled or validation case.
     """
     for one, other in combinations(PARTS, 2):
         both = sorted(set(parts[one]) & set(parts[other]))
         if both:
             yield Finding("error", f"{some(both)}: both {one} and {other}. Write another split.")
-    cases = sorted({case for part in PARTS for case in parts[part]})
-    pattern = group_by or guess_group_pattern(cases)
-    groups = group_cases(cases, pattern)
+    cases = {case for part in PARTS for case in parts[part]}
+    pattern = group_by or guess_group_pattern(sorted(cases))
+    group_cases({*parts["labelled"], *parts["validation"]}, pattern)
+    # images without a label may be named otherwise: such a case is its own patient
+    foreign = {case for case in set(parts["unlabelled"]) if not re.search(pattern, case)}
+    groups = group_cases(cases - foreign, pattern)
     if pattern == EVERY_CASE_ITSELF:
         yield Finding(
             "note",
@@ -248,7 +286,19 @@ def _values(cases: Sequence[str], images: Mapping[str, ImageSummary]) -> Iterato
         yield Finding(
             "error", f"{some(not_finite)}: NaN or infinite values. Mend or remove the images."
         )
-    constant = [case for case in cases if images[case].minimum == images[case].maximum]
+    flat = {
+        case: [low == high for low, high in zip(s.minimum, s.maximum, strict=True)]
+        for case, s in images.items()
+        if case in set(cases)
+    }
+    constant = [case for case in cases if all(flat[case])]
+    partly = [case for case in cases if any(flat[case]) and not all(flat[case])]
+    if partly:
+        yield Finding(
+            "warning",
+            f"{some(partly)}: channel {flat[partly[0]].index(True)} has the same value everywhere. "
+            f"Is a channel missing?",
+        )
     if constant:
         yield Finding(
             "error",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nnunetv2_plgcl.datasets.integrity import require_whole
 from nnunetv2_plgcl.datasets.split import read_plans
+from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
     images_by_case,
@@ -26,7 +27,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     unlabelled_folder,
     write_preprocessing,
 )
-from nnunetv2_plgcl.workers import describe_failures, run_all
+from nnunetv2_plgcl.workers import describe_failures, naming, run_all
 
 INCOMPLETE = ".incomplete"  # folder for cases in the making
 # Blosc2 compresses an image by its content: one far emptier than the labelled ones may need less,
@@ -70,7 +71,8 @@ def preprocess_unlabelled(
 
     Raises:
         ValueError: no unlabelled image; one of them without all its channels, or of a name that
-            a case in ``imagesTr`` has too; no such configuration; the second stage of a cascade.
+            a case in ``imagesTr`` has too; no such configuration; the second stage of a cascade;
+            plans from before ``--strict`` hid labels.
         FileNotFoundError: the dataset was not planned yet.
         OSError: not enough space on the disk.
         RuntimeError: images that could not be preprocessed, with their names; the others are
@@ -88,6 +90,8 @@ def preprocess_unlabelled(
             f"Configuration {configuration} is the second stage of a cascade, which unlabelled "
             f"cases cannot be used in. Take 3d_fullres or 3d_lowres."
         )
+    folder_labelled = preprocessed / resolved.data_identifier
+    require_replanned(raw, preprocessed, folder_labelled)
     labelled = labelled_images(raw, dataset)
     files_per_case = len(next(iter(labelled.values())))
     images = images_by_case(raw / UNLABELLED_IMAGES, dataset["file_ending"], files_per_case)
@@ -107,7 +111,7 @@ def preprocess_unlabelled(
     write_preprocessing(folder, now)
     waiting = {case: files for case, files in images.items() if not _is_done(folder, case, files)}
     try:
-        _check_disk_space(waiting, labelled, folder, preprocessed / resolved.data_identifier)
+        _check_disk_space(waiting, labelled, folder, folder_labelled)
         job = Job(plans, configuration, dataset, folder)
         arguments = {case: (job, case, files) for case, files in waiting.items()}
         failures = run_all(
@@ -138,9 +142,10 @@ def preprocess_case(job: Job, case: str, files: Sequence[Path]) -> None:
     configuration = plans.get_configuration(job.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
     made = job.folder / INCOMPLETE / case
-    preprocessor.run_case_save(
-        str(made), [str(file) for file in files], None, plans, configuration, job.dataset
-    )
+    with naming(files[0]):
+        preprocessor.run_case_save(
+            str(made), [str(file) for file in files], None, plans, configuration, job.dataset
+        )
     # the image last: it makes the case a whole one
     for ending in (".pkl", ".b2nd"):
         os.replace(f"{made}{ending}", job.folder / f"{case}{ending}")
@@ -148,8 +153,10 @@ def preprocess_case(job: Job, case: str, files: Sequence[Path]) -> None:
 
 
 def _is_done(folder: Path, case: str, files: Sequence[Path]) -> bool:
+    # ctime, too: an image may be replaced by one with an older date
     made = folder / f"{case}.b2nd"
-    return made.is_file() and made.stat().st_mtime >= max(f.stat().st_mtime for f in files)
+    changed = (max(status.st_mtime, status.st_ctime) for status in map(Path.stat, files))
+    return made.is_file() and made.stat().st_mtime >= max(changed)
 
 
 def _remove(folder: Path, case: str) -> None:

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ Amount = int | float | Sequence[str]
 a sequence of str names groups or cases (a case stands for its whole group)."""
 
 EVERY_CASE_ITSELF = r".+"
+GROUPS = "plgcl_groups.json"  # beside splits_final.json
 _SEPARATOR = "_.-"  # between the parts of a case name
 
 
@@ -258,9 +260,10 @@ def describe_groups(groups: Mapping[str, Sequence[str]], pattern: str, guessed: 
 def describe_fold(fold: Mapping[str, Sequence[str]], groups: Mapping[str, Sequence[str]]) -> str:
     """Count cases and groups of each part of a fold."""
     parts = {"labelled": "train", "unlabelled": "unlabelled", "validation": "val"}
+    group_of = {case: group for group, members in groups.items() for case in members}
     counts = []
     for name, key in parts.items():
-        inside = sum(not set(fold[key]).isdisjoint(members) for members in groups.values())
+        inside = len({group_of[case] for case in fold[key]})
         counts.append(f"{name} {len(fold[key])} cases of {inside} groups")
     return ", ".join(counts)
 
@@ -276,12 +279,75 @@ def describe_pulled(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -
     return sentences
 
 
-def read_split(file: Path) -> object:
-    """What the file holds, None if there is no file or it is not JSON."""
+def read_json(file: Path) -> Any:
+    """
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, with its name.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged, it is not JSON: {error}") from None
+
+
+def read_split(file: Path) -> list[dict[str, list[str]]]:
+    """What a ``splits_final.json`` holds; nothing where there is no file.
+
+    Raises:
+        ValueError: it is damaged, or no list of folds with lists of cases.
+    """
+    if not file.is_file():
+        return []
+    split = read_json(file)
+    if not isinstance(split, list) or not all(isinstance(fold, dict) for fold in split):
+        raise ValueError(
+            f"{file} is no list of folds such as "
+            f'[{{"train": [...], "val": [...], "unlabelled": [...]}}].'
+        )
+    for number, fold in enumerate(split):
+        for part in ("train", "val", "unlabelled"):
+            cases = fold.get(part, [] if part == "unlabelled" else None)
+            if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+                raise ValueError(f'{file}: "{part}" of fold {number} is no list of case names.')
+    return split
+
+
+def read_group_pattern(preprocessed: Path) -> str | None:
+    """What ``write_group_pattern`` noted beside a split; None where nothing was."""
+    file = preprocessed / GROUPS
+    return str(read_json(file)["group_by"]) if file.is_file() else None
+
+
+def write_group_pattern(preprocessed: Path, pattern: str) -> None:
+    """Note what in a case name is the patient, for the check before a training.
+
+    Nothing is noted where each case is a group of its own."""
+    if pattern == EVERY_CASE_ITSELF:
+        (preprocessed / GROUPS).unlink(missing_ok=True)
+    else:
+        (preprocessed / GROUPS).write_text(json.dumps({"group_by": pattern}), encoding="utf-8")
+
+
+def require_replaceable(
+    file: Path, split: Sequence[Mapping[str, Sequence[str]]], force: bool
+) -> bool:
+    """Whether ``file`` has to be written to hold the split.
+
+    Raises:
+        FileExistsError: it holds something else and ``force`` is not set.
+    """
+    if not file.exists():
+        return True
+    try:
+        same = read_split(file) == split
+    except ValueError:
+        same = False
+    if not same and not force:
+        raise FileExistsError(
+            f"{file} holds a different split. --force replaces it and keeps a backup."
+        )
+    return not same
 
 
 def write_split(
@@ -294,12 +360,10 @@ def write_split(
         replaces an earlier one.
 
     Raises:
-        FileExistsError: there is a file and ``force`` is not set.
+        FileExistsError: there is another split and ``force`` is not set.
     """
-    if file.exists() and not force:
-        raise FileExistsError(
-            f"{file} holds a different split. --force replaces it and keeps a backup."
-        )
+    if not require_replaceable(file, split, force):
+        return None
     backup = _back_up(file) if file.exists() else None
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
@@ -359,13 +423,13 @@ def read_plans(dataset_name: str, plans_name: str, configuration: str) -> tuple[
             f"{dataset_name} has no plans {file}. Run first: nnUNetv2_plan_and_preprocess "
             f"-d {int(dataset_name[7:10])}"
         )
-    plans = json.loads(file.read_text())
+    plans = read_json(file)
     if configuration not in plans["configurations"]:
         raise ValueError(
             f"{file} has no configuration {configuration}, but "
             f"{', '.join(plans['configurations'])}."
         )
-    return plans, json.loads((folder / "dataset.json").read_text())
+    return plans, read_json(folder / "dataset.json")
 
 
 def training_cases(dataset: str) -> tuple[str, list[str]]:
@@ -383,7 +447,9 @@ def training_cases(dataset: str) -> tuple[str, list[str]]:
     description = raw / name / "dataset.json"
     if not description.is_file():
         raise ValueError(f"There is no dataset {dataset} in {raw}: {description} is missing.")
-    content = json.loads(description.read_text(encoding="utf-8"))
+    content = read_json(description)
+    if "file_ending" not in content:
+        raise ValueError(f'{description} has no "file_ending", which nnU-Net needs.')
     if "dataset" in content:  # then the files may lie anywhere
         cases = sorted(content["dataset"])
     else:
@@ -391,7 +457,7 @@ def training_cases(dataset: str) -> tuple[str, list[str]]:
         if not images.is_dir():
             raise ValueError(f"There is no folder {images}.")
         found = get_identifiers_from_splitted_dataset_folder(str(images), content["file_ending"])
-        cases = [str(case) for case in found]
+        cases = [str(case) for case in found if not case.startswith(".")]  # macOS leaves such
     if not cases:
         raise ValueError(f"{name} has no training case.")
     return name, cases

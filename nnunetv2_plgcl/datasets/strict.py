@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, labelled_images
+from nnunetv2_plgcl.datasets.split import read_json, read_split
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, labelled_images, some
 
 JOURNAL = "plgcl_strict.json"
 HIDDEN_LABELS = "labelsUn"
@@ -40,25 +41,26 @@ def hide_labels(raw: Path, preprocessed: Path, cases: Sequence[str]) -> None:
     Raises:
         ValueError: labels are hidden already; dataset.json lists files, which stay where they are;
             a file would be replaced.
+        OSError: a file cannot be moved; those that were are back in their place.
     """
     dataset, moves = _planned(raw, cases)
     journal = {"cases": sorted(cases), "numTraining": dataset["numTraining"]}
     _write(raw / JOURNAL, {**journal, "moves": [[str(a.relative_to(raw)), str(b.relative_to(raw))]
                                                 for a, b in moves]})  # fmt: skip
-    for source, target in moves:
-        target.parent.mkdir(exist_ok=True)
-        os.rename(source, target)
+    try:
+        for source, target in moves:
+            target.parent.mkdir(exist_ok=True)
+            os.rename(source, target)
+    except OSError:
+        _move_back(raw, moves)
+        (raw / JOURNAL).unlink()
+        raise
     remaining = len(labelled_images(raw, dataset))
     _write(raw / "dataset.json", {**dataset, "numTraining": remaining})
     (preprocessed / FINGERPRINT).unlink(missing_ok=True)
     for case in cases:
         copy = preprocessed / "gt_segmentations" / f"{case}{dataset['file_ending']}"
         copy.unlink(missing_ok=True)
-
-
-def require_hidable(raw: Path, cases: Sequence[str]) -> None:
-    """Raise what ``hide_labels`` would, without moving anything."""
-    _planned(raw, cases)
 
 
 def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
@@ -75,23 +77,18 @@ def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
     """
     if not is_strict(raw):
         raise ValueError(f"No labels in {raw} are hidden, so there is nothing to undo.")
-    journal: dict[str, Any] = json.loads((raw / JOURNAL).read_text())
+    journal: dict[str, Any] = read_json(raw / JOURNAL)
     moves = [(raw / source, raw / target) for source, target in journal["moves"]]
     for source, target in moves:
         if source.exists() and target.exists():
             raise ValueError(f"{source} and {target} are both there: move one away.")
-    for source, target in moves:
-        if target.exists():
-            os.rename(target, source)
-    for emptied in (raw / UNLABELLED_IMAGES, raw / HIDDEN_LABELS):
-        if emptied.is_dir() and not any(emptied.iterdir()):
-            emptied.rmdir()
-    dataset = json.loads((raw / "dataset.json").read_text())
+    _move_back(raw, moves)
+    dataset = read_json(raw / "dataset.json")
     _write(raw / "dataset.json", {**dataset, "numTraining": journal["numTraining"]})
     cases: list[str] = journal["cases"]
     splits_file = preprocessed / "splits_final.json"
-    if splits_file.is_file():
-        splits = json.loads(splits_file.read_text())
+    splits = read_split(splits_file)
+    if splits:
         for fold in splits:
             known = {*fold["train"], *fold["val"], *fold.get("unlabelled", [])}
             fold["unlabelled"] = sorted({*fold.get("unlabelled", []), *(set(cases) - known)})
@@ -107,9 +104,41 @@ def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
     return cases
 
 
+def require_replanned(raw: Path, preprocessed: Path, labelled_folder: Path) -> None:
+    """Refuse plans and preprocessed cases from before the labels were hidden.
+
+    Args:
+        raw: folder of the dataset.
+        preprocessed: likewise.
+        labelled_folder: preprocessed cases of the configuration.
+
+    Raises:
+        ValueError: with the command that plans again.
+    """
+    if not is_strict(raw):
+        return
+    hidden = read_json(raw / JOURNAL)["cases"]
+    stale = [case for case in hidden if (labelled_folder / f"{case}.b2nd").exists()]
+    if stale or not (preprocessed / FINGERPRINT).is_file():
+        what = f"{some(stale)} preprocessed" if stale else f"{preprocessed} planned"
+        raise ValueError(
+            f"{what} before --strict hid labels. Plan and preprocess again: "
+            f"nnUNetv2_plan_and_preprocess -d {int(raw.name[7:10])}"
+        )
+
+
+def _move_back(raw: Path, moves: Sequence[tuple[Path, Path]]) -> None:
+    for source, target in moves:
+        if target.exists():
+            os.rename(target, source)
+    for emptied in (raw / UNLABELLED_IMAGES, raw / HIDDEN_LABELS):
+        if emptied.is_dir() and not any(emptied.iterdir()):
+            emptied.rmdir()
+
+
 def _planned(raw: Path, cases: Sequence[str]) -> tuple[dict, list[tuple[Path, Path]]]:
     """dataset.json and the files to move."""
-    dataset = json.loads((raw / "dataset.json").read_text())
+    dataset = read_json(raw / "dataset.json")
     if is_strict(raw):
         raise ValueError(f"Labels in {raw} are hidden already: nnUNetv2_plgcl_split --undo first.")
     if "dataset" in dataset:

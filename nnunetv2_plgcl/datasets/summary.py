@@ -8,7 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,23 @@ def read_summary(files: Sequence[Path], reader: Any) -> ImageSummary:
     try:
         for file in files:
             require_whole(file)
-        return summarise(*reader().read_images([str(file) for file in files]))
+        summary = summarise(*reader().read_images([str(file) for file in files]))
+        # SimpleITK reads NaN in NIfTI files as 0
+        return replace(summary, finite=summary.finite and all(map(_is_finite, files)))
     except Exception as error:  # a reader may raise anything
         return ImageSummary(error=" ".join(str(error).split()) or type(error).__name__)
+
+
+def _is_finite(file: Path) -> bool:
+    """Whether a NIfTI file of floats holds finite values only; other files are taken for such."""
+    if not file.name.endswith((".nii", ".nii.gz")):
+        return True
+    import nibabel
+
+    image: Any = nibabel.load(file)
+    if not np.issubdtype(image.get_data_dtype(), np.floating):
+        return True
+    return bool(np.isfinite(np.asanyarray(image.dataobj)).all())
 
 
 def summaries(

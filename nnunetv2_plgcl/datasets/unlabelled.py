@@ -154,13 +154,17 @@ def unlabelled_cases(
         images_un: preprocessed cases of ``imagesUn``, unlabelled in every fold.
 
     Raises:
-        ValueError: there is no unlabelled case, or one that is also labelled or in validation,
-            or the fold names one twice.
+        ValueError: there is no such fold; it has no unlabelled, labelled or validation case, or
+            one that is unlabelled and labelled or in validation, or names one twice.
     """
     mend = (
         f"Write a split with unlabelled cases: nnUNetv2_plgcl_split -d {dataset_id} --labelled "
         f"0.1, or put images without a label into {UNLABELLED_IMAGES}: nnUNetv2_plgcl_preprocess"
     )
+    if isinstance(fold, str) and fold != "all":
+        raise ValueError(f"A fold is a number or all, not {fold}.")
+    if isinstance(fold, int) and splits and fold >= len(splits):
+        raise ValueError(f"Fold {fold} is not in {splits_file}, which has {len(splits)}. {mend}")
     listed = isinstance(fold, int) and fold < len(splits)
     split = splits[int(fold)] if listed else {"train": [], "val": []}
     cases = [*split.get("unlabelled", []), *images_un]
@@ -169,6 +173,8 @@ def unlabelled_cases(
     if not cases:
         raise ValueError(f"Fold {fold} of {splits_file} names no unlabelled case. {mend}")
     for part, meaning in (("train", "labelled"), ("val", "in validation")):
+        if listed and not split[part]:
+            raise ValueError(f"Fold {fold} of {splits_file} has no case {meaning}. {mend}")
         both = sorted(set(cases) & set(split[part]))
         if both:
             raise ValueError(
@@ -207,7 +213,8 @@ def require_current(
         raise ValueError(f"The images in {folder_un} were preprocessed with other plans. {mend}")
     if raw_images.is_dir():
         channel = len("_0000" + file_ending)
-        raw = {e.name[:-channel] for e in os.scandir(raw_images) if e.name.endswith(file_ending)}
+        names = [entry.name for entry in os.scandir(raw_images) if entry.name[0] != "."]
+        raw = {name[:-channel] for name in names if name.endswith(file_ending)}
         missing = sorted(raw - set(done))
         if missing:
             raise FileNotFoundError(

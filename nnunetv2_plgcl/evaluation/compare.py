@@ -3,7 +3,6 @@ write tables, figures and the report. Source: ours."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -16,7 +15,13 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_plgcl.datasets.split import dataset_name, nnunet_folder, read_plans, split_file
+from nnunetv2_plgcl.datasets.split import (
+    dataset_name,
+    nnunet_folder,
+    read_plans,
+    read_split,
+    split_file,
+)
 from nnunetv2_plgcl.datasets.unlabelled import (
     images_by_case,
     labelled_images,
@@ -147,7 +152,7 @@ def _read_split(name: str, folds: Sequence[int]) -> list[dict[str, list[str]]]:
             f"There is no {file}. Write one: nnUNetv2_plgcl_split -d {int(name[7:10])} "
             f"--labelled 0.1"
         )
-    splits: list[dict[str, list[str]]] = json.loads(file.read_text())
+    splits = read_split(file)
     for fold in folds:
         if not 0 <= fold < len(splits):
             raise ValueError(f"{file} has no fold {fold}, it has {len(splits)}.")

@@ -35,6 +35,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_plgcl.config import config_from_plans
 from nnunetv2_plgcl.datasets.check import check_training
+from nnunetv2_plgcl.datasets.split import read_split
+from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
     preprocessed_cases,
@@ -174,15 +176,17 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
     def _open_unlabelled(self) -> UnlabelledDataset:
         base = Path(self.preprocessed_dataset_folder_base)
         splits_file = base / "splits_final.json"
-        splits = json.loads(splits_file.read_text()) if splits_file.is_file() else []
+        splits = read_split(splits_file)
         dataset_id = self.plans_manager.dataset_name[7:10]
         folder_un = unlabelled_folder(base, self.configuration_manager.data_identifier)
         if nnUNet_raw.is_set():
+            raw = Path(nnUNet_raw) / self.plans_manager.dataset_name
+            require_replanned(raw, base, Path(self.preprocessed_dataset_folder))
             require_current(
                 folder_un,
                 self.plans_manager.plans,
                 self.configuration_name,
-                Path(nnUNet_raw) / self.plans_manager.dataset_name / UNLABELLED_IMAGES,
+                raw / UNLABELLED_IMAGES,
                 self.dataset_json["file_ending"],
             )
         images_un = preprocessed_cases(folder_un)
@@ -198,7 +202,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         )
 
     def _check_data(self) -> None:
-        """As ``nnUNetv2_plgcl_check``: errors stop the training, warnings go to the log."""
+        """As ``nnUNetv2_plgcl_check``. Errors stop the training, unless they rest on a guess from
+        the names; those and warnings go to the log."""
         # writes nnU-Net's own split where there is none; debug.json gets the attribute
         self.labelled_cases, _ = self.do_split()
         findings = check_training(

@@ -53,10 +53,11 @@ def test_a_sound_dataset_passes_on_one_screen(prepared, capsys):
 
 
 def test_every_parameter_is_counted(prepared, capsys):
-    """The size that is announced for the teacher is that of the real network."""
+    """The size that is announced is that of the real network and the real memories."""
     trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared)
     trainer.initialize()
-    size = sum(p.numel() for p in trainer.student.parameters()) * 4 / 2**20
+    memories = (*trainer.positives.buffers(), *trainer.negatives.buffers())
+    size = sum(t.nbytes for t in (*trainer.student.parameters(), *memories)) / 2**20
     assert f"about {size:.0f} MiB for the teacher" in run(capsys)[1]
 
 
@@ -108,6 +109,79 @@ def test_images_unlike_the_labelled_ones_are_warned_of(prepared, capsys):
     assert f"Case {turned}: axes point to" in out
     assert f"Case {bright}: mean intensity" in out
     assert "axes point to" in start(prepared)
+
+
+def test_a_patient_of_the_validation_among_the_images_without_a_label(
+    prepared, capsys, in_this_process
+):
+    """What the split noted as the patient is no guess: then the training stops, too."""
+    by_patient = ("-d", "901", "--labelled", "4", "--val", "2", "--group-by", r"patient\d+")
+    commands.split([*by_patient, "--force"])
+    (fold,) = json.loads((prepared.preprocessed / "splits_final.json").read_text())
+    patient = fold["val"][0].partition("_")[0]
+    images_un = prepared.base / "nnUNet_raw" / prepared.name / "imagesUn"
+    images_un.mkdir()
+    shutil.copy(raw_image(prepared, fold["val"][0]), images_un / f"un_{patient}_x_0000.nii.gz")
+    commands.split([*by_patient])
+    assert f"1 validation patients have images in {images_un}" in capsys.readouterr().out
+    commands.preprocess(["-d", "901", "-c", TINY])
+    status, out = run(capsys)
+    assert status == 1 and f"Patient {patient}: some images are validation" in out
+    with pytest.raises(ValueError, match=f"Patient {patient}"):
+        start(prepared)
+
+
+@pytest.mark.parametrize(
+    ("fold", "split", "message"),
+    [
+        ("1", None, "Fold 1 is not in"),
+        ("first", None, "a number or all, not first"),
+        ("0", {"train": []}, "has no case labelled"),
+        ("0", {"val": []}, "has no case in validation"),
+    ],
+)
+def test_folds_that_cannot_be_trained(prepared, capsys, fold, split, message):
+    if split is not None:
+        file = prepared.preprocessed / "splits_final.json"
+        file.write_text(json.dumps([{**prepared.split, **split}]))
+    with pytest.raises(SystemExit) as stopped:
+        commands.check(["-d", "901", "-c", TINY, "-f", fold])
+    assert stopped.value.code == 1 and message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", "is damaged, it is not JSON"),
+        ('{"train": []}', "is no list of folds"),
+        ('[{"val": []}]', '"train" of fold 0 is no list of case names'),
+        ('[{"train": [], "val": [], "unlabelled": "abc"}]', '"unlabelled" of fold 0 is no list'),
+    ],
+)
+def test_a_damaged_split_is_named(prepared, content, message):
+    file = prepared.preprocessed / "splits_final.json"
+    file.write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        commands.check(["-d", "901", "-c", TINY, "-f", "0"])
+    assert str(file) in stopped.value.code and message in stopped.value.code
+    with pytest.raises(ValueError, match=message.split(",")[0]):
+        start(prepared)
+
+
+def test_nan_in_a_file_of_floats_is_found_whatever_the_reader_makes_of_it(prepared, capsys):
+    file = raw_image(prepared, prepared.split["unlabelled"][0])
+    image = nibabel.load(file)
+    values = image.get_fdata(dtype=np.float32)
+    values[3, 3] = np.nan
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), file)
+    status, out = run(capsys)
+    assert status == 1 and "NaN or infinite values" in out
+
+
+def test_an_image_that_is_gone_is_said(prepared, capsys):
+    raw_image(prepared, prepared.split["unlabelled"][0]).unlink()
+    status, out = run(capsys)
+    assert status == 0 and "no image in" in out and "so it is not checked" in out
 
 
 def test_a_class_that_no_labelled_case_has(prepared, capsys):

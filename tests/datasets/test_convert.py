@@ -376,6 +376,46 @@ def test_a_mended_file_completes_the_conversion(folders, volumes, in_this_proces
     assert len(names(folders / "raw" / "Dataset027_ACDC" / "imagesTr")) == 4
 
 
+def test_another_conversion_takes_nothing_over_from_an_interrupted_one(folders, in_this_process):
+    source = make_acdc(folders / "acdc", [tiny_volume(folders)] * 2, range(1, 101))
+    broken = source / "database" / "training" / "patient050" / "patient050_frame01.nii.gz"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-20])
+    failure("acdc", source, "-d", 27)
+    broken.write_bytes(whole)
+    convert("acdc", source, "-d", 27, "--protocol", "paper")
+    raw = folders / "raw" / "Dataset027_ACDC"
+    assert len(names(raw / "imagesTr")) == len(names(raw / "labelsTr")) == 160
+    assert not set(names(raw / "imagesTr")) & set(names(raw / "imagesTs"))
+    assert names(raw) == ["dataset.json", "imagesTr", "imagesTs", "labelsTr", "labelsTs"]
+
+
+def test_a_replaced_file_is_converted_again(folders, volumes, in_this_process):
+    source = make_acdc(folders / "acdc", volumes, [1, 2])
+    broken = source / "database" / "training" / "patient002" / "patient002_frame01.nii.gz"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-20])
+    failure("acdc", source, "-d", 27)
+    replaced = source / "database" / "training" / "patient001" / "patient001_frame01.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(replaced)) + 1, str(replaced))
+    broken.write_bytes(whole)
+    convert("acdc", source, "-d", 27)
+    written = folders / "raw" / "Dataset027_ACDC" / "imagesTr" / "patient001_frame01_0000.nii.gz"
+    np.testing.assert_array_equal(array(written), array(replaced))
+
+
+def test_the_testing_folder_alone_has_no_training_case(folders, volumes, in_this_process):
+    source = make_acdc(folders / "acdc", volumes, [101, 102]) / "database" / "testing"
+    assert "holds no training case" in failure("acdc", source, "-d", 27)
+    assert names(folders / "raw") == []
+
+
+def test_a_number_that_nnunet_knows_elsewhere_is_taken(folders, volumes, in_this_process):
+    (folders / "preprocessed" / "Dataset027_Other").mkdir()
+    source = make_acdc(folders / "acdc", volumes, [1])
+    assert "Number 27 is taken by" in failure("acdc", source, "-d", 27)
+
+
 def test_other_mistakes_are_told_in_one_line(folders, volumes, in_this_process, tmp_path):
     assert "There is no folder /nowhere" in failure("acdc", "/nowhere", "-d", 27)
     (tmp_path / "empty").mkdir()

@@ -1,6 +1,7 @@
 """Labels of unlabelled cases leave planning's sight, and come back."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -78,18 +79,47 @@ def test_the_fingerprint_does_not_see_hidden_labels(prepared, raw):
     assert statistics() == hidden
 
 
-def test_a_strict_dataset_trains(prepared, raw, in_this_process):
+def test_a_strict_dataset_trains_once_it_is_planned_again(prepared, raw, in_this_process, capsys):
     split(*STRICT)
-    with pytest.raises(Exception, match="nnUNetv2_plgcl_preprocess"):
-        make_trainer(tiny(nnUNetTrainerPLGCL), prepared).on_train_start()
+    again = "before --strict hid labels. Plan and preprocess again: nnUNetv2_plan_and_preprocess"
+    for stale in (True, False):  # preprocessed cases of before, or their plans alone
+        with pytest.raises(ValueError, match=again):
+            make_trainer(tiny(nnUNetTrainerPLGCL), prepared).on_train_start()
+        with pytest.raises(SystemExit, match=again):
+            commands.preprocess(["-d", "901", "-c", TINY])
+        for fold in ("0", "all"):
+            with pytest.raises(SystemExit):
+                commands.check(["-d", "901", "-c", TINY, "-f", fold])
+            assert again in capsys.readouterr().out
+        if stale:
+            for case in names(raw / "imagesUn"):
+                for file in prepared.case_folder.glob(f"{case}*"):
+                    file.unlink()
     nnunet.extract_fingerprints([901], num_processes=2, show_progress_bar=False)
     nnunet.preprocess([901], configurations=[TINY], num_processes=[2], show_progress_bar=False)
+    with pytest.raises(FileNotFoundError, match="nnUNetv2_plgcl_preprocess"):
+        make_trainer(tiny(nnUNetTrainerPLGCL), prepared).on_train_start()
     commands.preprocess(["-d", "901", "-c", TINY])
     trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 2, 1), prepared)
     trainer.run_training()
     assert set(trainer.dataset_unlabelled.identifiers) == names(raw / "imagesUn")
     split("--undo")
     assert not (prepared.preprocessed / f"nnUNetPlans_{TINY}_unlabelled").exists()
+
+
+def test_a_target_that_cannot_be_written_leaves_everything_as_it_was(prepared, raw, monkeypatch):
+    def rename(source, target):
+        if len(list((raw / "imagesUn").glob("*"))) == 2:
+            monkeypatch.setattr(os, "rename", move)
+            raise PermissionError(f"no right to write {target}")
+        move(source, target)
+
+    move = os.rename
+    monkeypatch.setattr(os, "rename", rename)
+    before, split_before = tree(raw), tree(prepared.preprocessed)
+    with pytest.raises(SystemExit, match="no right to write"):
+        split(*STRICT, "--force")
+    assert tree(raw) == before and tree(prepared.preprocessed) == split_before
 
 
 @pytest.mark.parametrize("moved", [0, 3, 7, 12])

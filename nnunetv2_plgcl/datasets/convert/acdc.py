@@ -44,7 +44,7 @@ def find(source: Path, cine: bool) -> Download:
         for split in PATIENTS
     }
     if folders["training"] is None and subfolders(source, "patient*"):
-        folders["training"] = source
+        folders = dict.fromkeys(PATIENTS, source)  # told apart by their numbers
     if folders["training"] is not None:
         return _find_official(folders, cine)
     if any(source.rglob("patient*_frame*.h5")):
@@ -62,9 +62,11 @@ def _find_official(folders: dict[str, Path | None], cine: bool) -> Download:
     for split, numbers in PATIENTS.items():
         folder = folders[split]
         found = {path.name: path for path in subfolders(folder, "patient*")} if folder else {}
-        missing += [name for number in numbers if (name := f"patient{number:03d}") not in found]
-        for path in found.values():
-            cases += _of_patient(path, split, cine and split == "training")
+        for name in (f"patient{number:03d}" for number in numbers):
+            if name in found:
+                cases += _of_patient(found[name], split, cine and split == "training")
+            else:
+                missing.append(name)
     return Download(cases, missing)
 
 
@@ -95,7 +97,8 @@ def _of_patient(folder: Path, split: str, cine: bool) -> list[RawCase]:
 def _read_info(file: Path) -> dict[str, int]:
     if not file.is_file():
         raise ValueError(f"{file} is missing.")
-    entries = dict(re.findall(r"^\s*(\w+)\s*:\s*(\d+)\s*$", file.read_text(), re.MULTILINE))
+    text = file.read_text(encoding="utf-8", errors="replace")
+    entries = dict(re.findall(r"^\s*(\w+)\s*:\s*(\d+)\s*$", text, re.MULTILINE))
     for key in ("ED", "ES", "NbFrame"):
         if key not in entries:
             raise ValueError(f"{file} does not say {key}.")
@@ -110,10 +113,10 @@ def _find_h5(source: Path) -> Download:
         if match is None:
             raise ValueError(f"{file} is not named patientNNN_frameFF[_slice_S].h5.")
         patient, frame, number = match.groups()
-        if number is None:
-            volumes[patient, frame] = file
-        else:
-            slices[patient, frame][int(number)] = file
+        of_frame: dict = volumes if number is None else slices[patient, frame]
+        other = of_frame.setdefault((patient, frame) if number is None else int(number), file)
+        if other != file:
+            raise ValueError(f"{other} and {file} hold the same: move one away.")
     cases = []
     for patient, frame in sorted({*volumes, *slices}):
         if (patient, frame) in volumes:
@@ -153,6 +156,8 @@ def _write_h5(case: RawCase, image_target: Path, label_target: Path | None) -> N
             f"{case.image[0]}: image {image.shape} and label {label.shape} are no volume."
         )
     require_known_labels(label, LABELS, case.image[0])
+    if not np.isfinite(image).all():
+        raise ValueError(f"{case.image[0]} holds NaN or infinite values.")
     integers = recover_integers(image)
     for array, target in ((label.astype(np.uint8), label_target), (integers, image_target)):
         volume = sitk.GetImageFromArray(array)
@@ -170,7 +175,7 @@ def _read_h5(file: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with h5py.File(file) as content:
             return content["image"][()], content["label"][()]
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no h5 file with image and label: {error}") from None
 
 

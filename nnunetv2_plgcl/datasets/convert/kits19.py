@@ -29,7 +29,7 @@ def find(source: Path, cine: bool) -> Download:
     if cine:
         raise ValueError("--cine is for ACDC: KiTS19 has no 4D images.")
     folder = source / "data" if (source / "data").is_dir() else source
-    found = {path.name: path for path in subfolders(folder, "case_*")}
+    found = {path.name: path for path in subfolders(folder, f"case_{5 * '[0-9]'}")}
     if not found:
         raise ValueError(f"{source} is no KiTS19 download: case_00000 is not there.")
     cases = []

@@ -8,18 +8,25 @@ import shutil
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_plgcl.datasets.convert.acdc import ACDC
 from nnunetv2_plgcl.datasets.convert.crag import CRAG
 from nnunetv2_plgcl.datasets.convert.kits19 import KITS19
 from nnunetv2_plgcl.datasets.convert.source import Download, RawCase, Source, refuse_collisions
-from nnunetv2_plgcl.datasets.split import nnunet_folder, write_split
+from nnunetv2_plgcl.datasets.split import (
+    nnunet_folder,
+    read_json,
+    require_replaceable,
+    write_split,
+)
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
-from nnunetv2_plgcl.workers import describe_failures, run_all
+from nnunetv2_plgcl.workers import describe_failures, naming, run_all
 
 SOURCES: dict[str, Source] = {"acdc": ACDC, "kits19": KITS19, "crag": CRAG}
 PAPER = "paper"
+MANIFEST = "plgcl_conversion.json"  # of a conversion that is not complete
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def convert(
     """Convert a download.
 
     Cases are written into a hidden folder that gets its name when all are there. After an
-    interruption call again: what was written is kept.
+    interruption call again: what was written is kept, as long as it comes from the same files.
 
     Args:
         dataset: key of ``SOURCES``.
@@ -87,6 +94,9 @@ def convert(
     raw_root = nnunet_folder("nnUNet_raw")
     name = f"Dataset{dataset_id:03d}_{source.name}"
     taken = sorted(raw_root.glob(f"Dataset{dataset_id:03d}_*"))
+    for variable in ("nnUNet_preprocessed", "nnUNet_results"):  # nnU-Net looks there for names too
+        others = nnunet_folder(variable).glob(f"Dataset{dataset_id:03d}_*")
+        taken += sorted(other for other in others if other.name != name)
     if taken:
         raise ValueError(f"Number {dataset_id} is taken by {taken[0]}: choose another with -d.")
     if cine and protocol is None:
@@ -97,21 +107,35 @@ def convert(
     download = source.find(folder, cine)
     cases, splits, lines = download.cases, None, _describe(source, download)
     preprocessed = nnunet_folder("nnUNet_preprocessed") / name
+    hidden: list[str] = []
     if protocol is not None:
-        if (preprocessed / "splits_final.json").exists():
-            raise FileExistsError(f"{preprocessed} has a split already: move it away.")
         lists = read_protocol(dataset)
         cases = apply_protocol(cases, lists)
         splits = protocol_splits(cases, lists)
+        if source.strict:
+            seen = {case for fold in splits for part in ("train", "val") for case in fold[part]}
+            hidden = sorted(
+                case.name for case in cases if case.part == "Tr" and case.name not in seen
+            )
+            splits = [
+                {**f, "unlabelled": [c for c in f["unlabelled"] if c in seen]} for f in splits
+            ]
+        try:
+            require_replaceable(preprocessed / "splits_final.json", splits, force=False)
+        except FileExistsError:
+            raise FileExistsError(f"{preprocessed} has another split: move it away.") from None
         lines += [f"Split: {lists.source}"]
         lines += [
             f"fold {fold}: {number} labelled patients" for fold, number in enumerate(lists.labelled)
         ]
     refuse_collisions(cases)
 
+    if not any(case.part == "Tr" for case in cases):
+        raise ValueError(f"{folder} holds no training case of {source.name}.")
     staging = raw_root / f".{name}.incomplete"
     if is_strict(staging):  # interrupted just before the end
         restore_labels(staging, preprocessed)
+    _keep_what_still_holds(staging, source, [str(folder.resolve()), protocol, cine], cases)
     for part in {case.part for case in cases}:
         (staging / f"images{part}").mkdir(parents=True, exist_ok=True)
     for part in {case.part for case in cases if case.label}:
@@ -124,21 +148,15 @@ def convert(
         raise RuntimeError(describe_failures(failures, len(cases)))
     _write_dataset_json(source, staging, sum(case.part == "Tr" for case in cases))
     if splits is not None:
-        if source.strict:
-            seen = {case for fold in splits for part in ("train", "val") for case in fold[part]}
-            hidden = sorted(
-                case.name for case in cases if case.part == "Tr" and case.name not in seen
-            )
+        if hidden:
             hide_labels(staging, preprocessed, hidden)
-            splits = [
-                {**f, "unlabelled": [c for c in f["unlabelled"] if c in seen]} for f in splits
-            ]
             lines.append(
                 f"Labels of {len(hidden)} cases that are unlabelled in every fold are hidden from "
                 f"planning (nnUNetv2_plgcl_split -d {dataset_id} --undo brings them back)."
             )
         preprocessed.mkdir(parents=True, exist_ok=True)
         write_split(preprocessed / "splits_final.json", splits)
+    (staging / MANIFEST).unlink()
     os.rename(staging, raw_root / name)
     then = f", then nnUNetv2_plgcl_preprocess -d {dataset_id} -c 2d"
     has_unlabelled_images = (raw_root / name / UNLABELLED_IMAGES).is_dir()
@@ -148,6 +166,38 @@ def convert(
         f"Next: nnUNetv2_plan_and_preprocess -d {dataset_id} -c 2d"
         + (then if has_unlabelled_images else ""),
     ]
+
+
+def _keep_what_still_holds(
+    staging: Path, source: Source, request: list, cases: list[RawCase]
+) -> None:
+    """Remove from an interrupted conversion what this one would write otherwise."""
+    origins = {case.name: _origin(case) for case in cases}
+    now: dict[str, Any] = {"request": request, "cases": origins}
+    manifest = staging / MANIFEST
+    try:
+        before = read_json(manifest)
+    except (FileNotFoundError, ValueError):
+        before = {}
+    if before.get("request") != now["request"]:
+        shutil.rmtree(staging, ignore_errors=True)
+    for name, origin in before.get("cases", {}).items():
+        if origins.get(name) != origin:
+            for file in (f"images{origin[0]}/{name}_0000", f"labels{origin[0]}/{name}"):
+                (staging / f"{file}{source.file_ending}").unlink(missing_ok=True)
+    staging.mkdir(exist_ok=True)
+    temporary = staging / f".{MANIFEST}"
+    temporary.write_text(json.dumps(now), encoding="utf-8")
+    os.replace(temporary, manifest)
+
+
+def _origin(case: RawCase) -> list:
+    """Changes where a case would be written elsewhere, or its files were replaced."""
+    states = [
+        [str(file), file.stat().st_size, file.stat().st_mtime_ns]
+        for file in (*case.image, *(case.label or ()))
+    ]
+    return [case.part, case.frame, *states]
 
 
 def apply_protocol(cases: list[RawCase], protocol: Protocol) -> list[RawCase]:
@@ -207,7 +257,8 @@ def write_case(dataset: str, case: RawCase, folder: Path) -> None:
     label = folder / f"labels{case.part}" / f"{case.name}{source.file_ending}"
     temporary_label = label.with_name(f".{label.name}") if case.label else None
     try:
-        source.write(case, temporary, temporary_label)
+        with naming(case.image[0]):
+            source.write(case, temporary, temporary_label)
         if temporary_label is not None:
             os.replace(temporary_label, label)
         os.replace(temporary, image)  # the image last: it makes the case a whole one
