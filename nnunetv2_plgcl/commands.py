@@ -263,6 +263,8 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     output = args.o or args.prediction / "plgcl_summary.json"
     if output.suffix != ".json":
         parser.error(f"-o names a .json file, not {output}")
+    if args.o and not output.parent.is_dir():
+        parser.error(f"there is no folder {output.parent}")
 
     from nnunetv2_plgcl.datasets.split import read_json
     from nnunetv2_plgcl.evaluation import evaluate as library
@@ -276,7 +278,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         library.write_csv(summary, output.with_suffix(".csv"))
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: {error}")
-    print(library.table(summary, library.class_names(dataset), args.voxel))
+    print(library.table(summary, library.class_names(dataset)))
     print(f"Written: {output}, {output.with_suffix('.csv')}")
 
 
@@ -372,12 +374,13 @@ def export(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "-chk", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s"
     )
+    parser.add_argument("-f", nargs="+", metavar="FOLD", help="numbers or all (default: every one)")
     args = parser.parse_args(argv)
 
     from nnunetv2_plgcl.export import export_model
 
     try:
-        model, archive = export_model(args.model, args.output, args.chk)
+        model, archive = export_model(args.model, args.output, args.chk, args.f)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{parser.prog}: {error}")
     print(f"Written: {model}\n         {archive}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ BESIDE = ("dataset.json", "dataset_fingerprint.json")
 
 
 def export_model(
-    model_folder: Path, output: Path, checkpoint: str = "checkpoint_final.pth"
+    model_folder: Path,
+    output: Path,
+    checkpoint: str = "checkpoint_final.pth",
+    only_folds: Sequence[str] | None = None,
 ) -> tuple[Path, Path]:
     """Write a model folder and a zip file for nnUNetv2_install_pretrained_model_from_zip.
 
@@ -32,6 +36,7 @@ def export_model(
         output: folder that gets DATASET/nnUNetTrainer__PLANS__CONFIGURATION; the zip file lies
             beside it, with ".zip" added. Neither may exist.
         checkpoint: of each fold.
+        only_folds: their names without "fold_"; None for all.
 
     Returns:
         The new model folder and the zip file.
@@ -51,11 +56,15 @@ def export_model(
         if target.exists():
             raise FileExistsError(f"{target} exists already: name another output.")
     folds = sorted(path for path in model_folder.glob("fold_*") if path.is_dir())
+    if only_folds is not None:
+        folds = [model_folder / f"fold_{name}" for name in only_folds]
     if not folds:
         raise FileNotFoundError(f"{model_folder} has no trained fold.")
     for fold in folds:
         if not (fold / checkpoint).is_file():
-            raise FileNotFoundError(f"{fold} has no {checkpoint}: its training did not finish.")
+            raise FileNotFoundError(
+                f"{fold} has no {checkpoint}: its training did not finish. Name others with -f."
+            )
     trainer_name, plans_name, configuration = parts
     _require_stock_network(trainer_name)
 

@@ -87,10 +87,12 @@ def describe_failures(failures: Mapping[str, str], total: int, shown: int = 3) -
     """The first failures by name, the others by number."""
     more = f" And {len(failures) - shown} more." if len(failures) > shown else ""
     first = " ".join(f"{case}: {error}" for case, error in sorted(failures.items())[:shown])
-    others = "the others are done" if len(failures) < total else "none is done"
-    return (
-        f"{len(failures)} of {total} cases failed, {others}. {first}{more} Mend them and run again."
-    )
+    return f"{len(failures)} of {total} cases failed. {first}{more}"
+
+
+def mend_and_run_again(failures: Mapping[str, str], total: int) -> str:
+    """``describe_failures`` where the other cases are done."""
+    return f"{describe_failures(failures, total)} Mend that and run again: what is done is kept."
 
 
 def run_logged(

@@ -16,13 +16,21 @@ scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source=${1:?"Name a folder: ACDC in nnU-Net's raw layout"}
 iterations=${ITERATIONS:?} config=${CONFIG:?} device=${DEVICE:?}
 seeds=${SEEDS:-3} plans=${PLANS:-nnUNetPlans}
-if ((iterations < 100 || iterations % (iterations < 10000 ? 100 : 500))); then
+if ! [[ $iterations =~ ^[0-9]+$ ]] || ((iterations < 100 || iterations % (iterations < 10000 ? 100 : 500))); then
     echo "ITERATIONS must be a multiple of 100, from 10000 on of 500, but is $iterations." >&2
     exit 2
 fi
 work=$(mkdir -p "${WORK:-benchmark_acdc}" && cd "${WORK:-benchmark_acdc}" && pwd)
 read -ra patients <<<"${PATIENTS:-7 3 14}"
 read -ra trainers <<<"${TRAINERS:-nnUNetTrainer nnUNetTrainerMeanTeacher nnUNetTrainerPLGCL_noConsistency nnUNetTrainerPLGCL}"
+
+for number in "${patients[@]}"; do
+    if ! [[ $number =~ ^(3|7|14)$ ]]; then
+        echo "PATIENTS are 3, 7 and 14, but not $number." >&2
+        exit 2
+    fi
+done
+python3 "$scripts/require.py" device "$device"
 
 export nnUNet_raw=$work/raw nnUNet_preprocessed=$work/preprocessed
 export nnUNet_results=$work/results_$iterations # nnU-Net's names know no iterations
@@ -35,6 +43,8 @@ if [ "$device" = cpu ]; then
     export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0} # loading is a tenth of a step: no workers
 fi
 
+declare -A fold_of=([7]=0 [14]=1 [3]=2)
+
 compare() { # patients, fold, trainers
     local output=$work/${iterations}_$1_$plans fold=$2
     shift 2
@@ -42,7 +52,6 @@ compare() { # patients, fold, trainers
         --run --seeds "$seeds" --voxel -device "$device" -o "$output" --np 2
     python3 "$scripts/collect_benchmark.py" "$work"
 }
-declare -A fold_of=([7]=0 [14]=1 [3]=2)
 for number in "${patients[@]}"; do
     compare "$number" "${fold_of[$number]}" "${trainers[@]}"
 done

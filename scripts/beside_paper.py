@@ -20,12 +20,15 @@ from nnunetv2_plgcl.evaluation.tables import to_markdown
 
 PAPER = Path(__file__).with_name("paper_results.csv")
 METRICS = ("DSC", "HD95", "ASD")
+ALIKE = 0.2  # logarithm of the ratio of two shares that stand for the same
 NOTES = {"crag": "The paper does not state the unit of its distances on CRAG: compare DSC only."}
 
 
 def nearest_share(share: float, shares: list[float]) -> float:
-    """The paper's share of labelled cases that a split stands for, e.g. 4 of 147 for 2.5 %."""
-    return min(shares, key=lambda of_paper: abs(math.log(of_paper / share)))
+    """The paper's share of labelled cases that a split stands for, e.g. 4 of 147 for 2.5 %; the
+    share itself where the paper has none like it."""
+    nearest = min(shares, key=lambda of_paper: abs(math.log(of_paper / share)))
+    return nearest if abs(math.log(nearest / share)) < ALIKE else share
 
 
 def beside(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
@@ -35,12 +38,12 @@ def beside(ours: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
         method=ours["trainer"],
     )
     rows = []
-    for share in sorted(set(paper["share"])):
+    for share in sorted({*paper["share"], *ours["share"]}):
         for source, table in (("ours", ours), ("paper", paper)):
             for row in table[table["share"] == share].to_dict("records"):
                 numbers = {m: f"{row[m]:.3f}" if m == "DSC" else f"{row[m]:.2f}" for m in METRICS}
                 rows.append(
-                    {"labelled": f"{100 * share:g} %", "method": row["method"], "from": source,
+                    {"labelled": f"{100 * share:.3g} %", "method": row["method"], "from": source,
                      **numbers}
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -52,6 +55,9 @@ def main() -> None:
     parser.add_argument("dataset", choices=sorted(set(paper["dataset"])))
     parser.add_argument("tables", type=Path, nargs="+", help="table.csv of nnUNetv2_plgcl_compare")
     arguments = parser.parse_args()
+    for table in arguments.tables:
+        if not table.is_file():
+            parser.error(f"there is no {table}")
     ours = pd.concat(map(pd.read_csv, arguments.tables))
     print(to_markdown(beside(ours, paper[paper["dataset"] == arguments.dataset])))
     if arguments.dataset in NOTES:

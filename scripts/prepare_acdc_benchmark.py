@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
 
 from nnunetv2_plgcl.datasets.convert.run import read_protocol
-from nnunetv2_plgcl.datasets.split import group_cases, write_split
+from nnunetv2_plgcl.datasets.split import group_cases, nnunet_folder, write_split
 
 FEATURES = (16, 32, 64, 128)
 
@@ -72,8 +71,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     name = f"Dataset{arguments.number:03d}_ACDC"
-    raw = Path(os.environ["nnUNet_raw"]) / name
-    preprocessed = Path(os.environ["nnUNet_preprocessed"]) / name
+    try:
+        raw = nnunet_folder("nnUNet_raw") / name
+        preprocessed = nnunet_folder("nnUNet_preprocessed") / name
+    except ValueError as error:
+        sys.exit(str(error))
     if not (arguments.source / "imagesTr").is_dir():
         sys.exit(f"{arguments.source} is not in nnU-Net's raw layout: it has no folder imagesTr.")
     if not raw.is_dir():

@@ -8,6 +8,10 @@
 # Settings: DEVICE=cuda SEEDS=3 FOLDS="0 1" CONFIG=2d NUMBER=dataset number OUTPUT=folder
 #           TRAINERS="those to compare, the baseline first"
 set -euo pipefail
+if [ $# -lt 2 ]; then
+    echo "Run reproduce_acdc.sh, reproduce_kits19.sh or reproduce_crag.sh." >&2
+    exit 2
+fi
 dataset=$1 number=${NUMBER:-$2}
 shift 2
 if [ $# -eq 0 ] || [ ! -d "$1" ]; then
@@ -23,8 +27,9 @@ for variable in nnUNet_raw nnUNet_preprocessed nnUNet_results; do
         exit 2
     fi
 done
-config=${CONFIG:-2d}
-output=${OUTPUT:-reproduce_$dataset}
+config=${CONFIG:-2d} device=${DEVICE:-cuda}
+output=${OUTPUT:-reproduce_${dataset}_$config}
+python3 "$scripts/require.py" device "$device"
 read -ra trainers <<<"${TRAINERS:-nnUNetTrainer nnUNetTrainerMeanTeacher nnUNetTrainerPLGCL_noConsistency nnUNetTrainerPLGCL}"
 read -ra folds <<<"${FOLDS:-0 1}" # one for each number of labelled cases in the paper
 mkdir -p "$output"
@@ -35,6 +40,7 @@ find_dataset() {
 if [ -z "$(find_dataset)" ]; then
     nnUNetv2_plgcl_convert "$dataset" "$download" -d "$number" --protocol paper
 fi
+python3 "$scripts/require.py" protocol "$dataset" "$number"
 raw=$(find_dataset)
 preprocessed=$nnUNet_preprocessed/$(basename "$raw")
 if [ ! -f "$preprocessed/.${config}_complete" ]; then
@@ -47,6 +53,6 @@ if [ -d "$raw/imagesUn" ]; then
 fi
 nnUNetv2_plgcl_compare -d "$number" -c "$config" -f "${folds[@]}" -tr "${trainers[@]}" \
     --test "$raw/imagesTs" "$raw/labelsTs" --run --seeds "${SEEDS:-3}" --voxel \
-    -device "${DEVICE:-cuda}" -o "$output" "$@"
+    -device "$device" -o "$output" "$@"
 echo
 python3 "$scripts/beside_paper.py" "$dataset" "$output/table.csv" | tee "$output/beside_paper.md"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+import torch
 from training import EXT_TRAINERS
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -60,9 +61,10 @@ def test_the_papers_rows_stand_under_the_nearest_share():
     script = load("beside_paper")
     paper = pd.read_csv(script.PAPER)
     kits = paper[paper["dataset"] == "kits19"]
-    ours = pd.DataFrame({"share": [4 / 147, 15 / 147], "trainer": ["A", "A"],
-                         "DSC": [0.8764, 0.9], "HD95": [5.0, 4.0], "ASD": [1.0, 2.0]})  # fmt: skip
+    ours = pd.DataFrame({"share": [4 / 147, 15 / 147, 0.05], "trainer": ["A", "A", "A"], "DSC":
+                         [0.8764, 0.9, 0.5], "HD95": [5.0, 4, 3], "ASD": [1.0, 2, 3]})  # fmt: skip
     lines = script.beside(ours, kits).values.tolist()
+    assert lines.pop(3) == ["5 %", "A", "ours", "0.500", "3.00", "3.00"]  # the paper has no 5 %
     assert lines[0] == ["2.5 %", "A", "ours", "0.876", "5.00", "1.00"]
     assert lines[1] == ["2.5 %", "PLGCL", "paper", "0.905", "6.75", "1.75"]
     assert [line[1] for line in lines[3:]] == ["A", "PLGCL", "GBDL (best rival)", "supervised"]
@@ -80,10 +82,30 @@ def test_reproduction_says_what_it_needs(dataset, tmp_path):
 def test_benchmark_says_what_it_needs():
     done = bash("benchmark_acdc_cpu.sh")
     assert done.returncode != 0 and "Name a folder" in done.stderr
-    done = bash("benchmark_acdc_cpu.sh", "folder", ITERATIONS=150)
-    assert done.returncode == 2 and "multiple of 100" in done.stderr
+    for iterations in (150, "many"):
+        done = bash("benchmark_acdc_cpu.sh", "folder", ITERATIONS=iterations)
+        assert done.returncode == 2 and "multiple of 100" in done.stderr
+    done = bash("benchmark_acdc_cpu.sh", "folder", PATIENTS="7 5")
+    assert done.returncode == 2 and "3, 7 and 14, but not 5" in done.stderr
     done = bash("benchmark_acdc_gpu.sh", "pack")
     assert done.returncode == 2 and "pack FOLDER PACKED" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_first(tmp_path):
+    folders = {f"nnUNet_{f}": tmp_path for f in ("raw", "preprocessed", "results")}
+    done = bash("reproduce_acdc.sh", tmp_path, **folders, OUTPUT=tmp_path / "out")
+    assert done.returncode == 1 and "finds no cuda device" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_with_another_split_is_not_taken_for_the_papers(prepared):
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / "require.py", "protocol", "acdc", "901"],
+        env={**os.environ, **prepared.environment()}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Dataset901_Heart is there, but its split is not the one of" in done.stderr
 
 
 def small(source: Path, target: Path) -> None:

@@ -27,7 +27,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     unlabelled_folder,
     write_preprocessing,
 )
-from nnunetv2_plgcl.workers import describe_failures, naming, run_all
+from nnunetv2_plgcl.workers import mend_and_run_again, naming, run_all
 
 INCOMPLETE = ".incomplete"  # folder for cases in the making
 # Blosc2 compresses an image by its content: one far emptier than the labelled ones may need less,
@@ -122,7 +122,7 @@ def preprocess_unlabelled(
     for stale in set(preprocessed_cases(folder)) - set(images):
         _remove(folder, stale)
     if failures:
-        raise RuntimeError(describe_failures(failures, len(waiting)))
+        raise RuntimeError(mend_and_run_again(failures, len(waiting)))
     return len(waiting), len(images) - len(waiting)
 
 

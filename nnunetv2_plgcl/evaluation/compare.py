@@ -26,6 +26,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     images_by_case,
     labelled_images,
     preprocessed_cases,
+    some,
     unlabelled_folder,
 )
 from nnunetv2_plgcl.evaluation import comparison as library
@@ -95,18 +96,25 @@ def compare(request: Request) -> tuple[str, list[Path]]:
         for seed in range(request.seeds)
         for trainer in request.trainers
     ]
-    for folder in (request.output, request.output / "logs", request.output / "figures"):
-        folder.mkdir(parents=True, exist_ok=True)
+    if request.test:
+        _require_test_references(*request.test, dataset)
+    for trainer in request.trainers:
+        recursive_find_trainer_class_by_name(trainer)  # its RuntimeError names the trainer
     predictions = _train_and_predict(request, runs, dataset)
     require_finished(runs)
-    require_alike(runs, splits, split_file(name), request.trust_split)
+    images_un = _images_un(plans, request.configuration)
+    require_alike(runs, splits, images_un, split_file(name), request.trust_split)
+    (request.output / "figures").mkdir(parents=True, exist_ok=True)
 
     if request.test:
         reference, cases = request.test[1], dict.fromkeys(request.folds)
     else:
         reference = nnunet_folder("nnUNet_preprocessed") / name / "gt_segmentations"
         cases = {fold: splits[fold]["val"] for fold in request.folds}
-    sizes = {fold: _sizes(plans, request.configuration, splits[fold]) for fold in request.folds}
+    sizes = {
+        fold: (len(splits[fold]["train"]), len(splits[fold].get("unlabelled", [])) + len(images_un))
+        for fold in request.folds
+    }
     scores = library.scores_of(
         predictions, reference, cases, sizes, dataset, request.voxel, request.processes
     )
@@ -168,8 +176,6 @@ def _train_and_predict(
         Where the predictions of each run lie.
     """
     if request.run:
-        for trainer in request.trainers:
-            recursive_find_trainer_class_by_name(trainer)  # its RuntimeError names the trainer
         for run in runs:
             launch.write_plans_of_seed(run)
     else:
@@ -180,13 +186,14 @@ def _train_and_predict(
     else:
         folder = request.output / "predictions"
         predictions = {run: folder / run.name for run in runs}
-        ending = dataset["file_ending"]
-        wanted = {f"{case}{ending}" for case in images_by_case(request.test[0], ending)}
+        images = images_by_case(request.test[0], dataset["file_ending"])
         jobs = [
             launch.Job(run, request.device, str(request.test[0]), str(predictions[run]))
             for run in runs
-            if not run.is_finished() or any(not (predictions[run] / f).is_file() for f in wanted)
+            if not (run.is_finished() and launch.is_predicted(run, images, predictions[run]))
         ]
+    if jobs:
+        (request.output / "logs").mkdir(parents=True, exist_ok=True)
     if jobs and request.launcher == "slurm":
         launch.launch_slurm(jobs, request.output / "logs", request.slurm)
     elif jobs:
@@ -195,12 +202,32 @@ def _train_and_predict(
     return predictions
 
 
-def _sizes(plans: dict, configuration: str, fold: Mapping[str, Sequence[str]]) -> tuple[int, int]:
-    """Labelled and unlabelled cases of a fold."""
+def _images_un(plans: dict, configuration: str) -> list[str]:
+    """Unlabelled cases of every fold."""
     identifier = PlansManager(plans).get_configuration(configuration).data_identifier
     base = nnunet_folder("nnUNet_preprocessed") / plans["dataset_name"]
-    images_un = preprocessed_cases(unlabelled_folder(base, identifier))
-    return len(fold["train"]), len(fold.get("unlabelled", [])) + len(images_un)
+    return preprocessed_cases(unlabelled_folder(base, identifier))
+
+
+def _require_test_references(images: Path, labels: Path, dataset: Mapping[str, Any]) -> None:
+    """Before hours of training: every test image has a reference, and there is no other."""
+    ending = dataset["file_ending"]
+    of_images = set(images_by_case(images, ending))
+    if not labels.is_dir():
+        raise ValueError(f"There is no folder {labels}.")
+    of_labels = {file.name.removesuffix(ending) for file in labels.glob(f"[!.]*{ending}")}
+    if of_images != of_labels:
+        raise ValueError(
+            f"{some(sorted(of_images ^ of_labels))} in one of {images} and {labels} only."
+        )
+
+
+def _legend(dataset: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the values in a segmentation. With regions a value stands for the voxels of one
+    region that are in none of the later ones."""
+    names = class_names(dataset)
+    order = dataset.get("regions_class_order")
+    return dict(zip(order or sorted(dataset["labels"][name] for name in names), names, strict=True))
 
 
 def _facts(
@@ -243,11 +270,7 @@ def _overlays(
         images = images_by_case(request.test[0], ending)
     else:
         images = labelled_images(nnunet_folder("nnUNet_raw") / name, dataset)
-    legend = {
-        value: label
-        for label, value in dataset["labels"].items()
-        if label != "ignore" and isinstance(value, int) and value != 0
-    } or {value: str(value) for value in dataset.get("regions_class_order", [])}
+    legend = _legend(dataset)
     pictures = []
     for labelled in comparison.amounts:
         of_amount = comparison.scores[comparison.scores["labelled"] == labelled]
@@ -259,7 +282,8 @@ def _overlays(
                 dict(dataset), files[0], verbose=False
             )()
             image, properties = reader.read_images(files)
-            volumes = {"reference": _segmentation(reader, reference / f"{case}{ending}")}
+            truth = _segmentation(reader, reference / f"{case}{ending}")
+            volumes = {"reference": np.where(np.isin(truth, list(legend)), truth, 0)}
             for run, folder in predictions.items():
                 if run.fold == fold and run.seed == 0:
                     volumes[run.trainer] = _segmentation(reader, folder / f"{case}{ending}")

@@ -57,6 +57,19 @@ class Comparison:
         means = of.groupby(["case", "trainer"])["value"].mean().unstack()
         return means.reindex(columns=list(self.trainers))
 
+    def paired(self, labelled: int, metric: str, one: str, other: str) -> tuple[pd.DataFrame, int]:
+        """Cases as rows, two trainers as columns: the mean over the classes that both have a value
+        for, each a mean over repetitions. So a trainer gains nothing by a class that it misses.
+
+        Returns:
+            The table, and the number of pairs (case, class) that only one or none has.
+        """
+        of = self.scores
+        of = of[(of["labelled"] == labelled) & (of["metric"] == metric)]
+        each = of.groupby(["case", "class", "trainer"])["value"].mean().unstack()[[one, other]]
+        both = each.dropna()
+        return both.groupby("case").mean(), len(each) - len(both)
+
 
 def scores_of(
     runs: Mapping[Run, Path],
@@ -144,27 +157,29 @@ def results(comparison: Comparison) -> pd.DataFrame:
 
 
 def tests(comparison: Comparison) -> pd.DataFrame:
-    """Every other trainer against the first, paired by case: mean difference with its 95 %
-    interval, p of Wilcoxon's signed-rank test, and p by Holm over all tests of that metric."""
+    """Every other trainer against the first, paired by case and class: mean difference with its
+    95 % interval, p of Wilcoxon's signed-rank test over cases, p by Holm over all tests of that
+    metric, and how many pairs (case, class) were left out because one had no value."""
     first, *others = comparison.trainers
     rows = []
     for metric in METRICS:
         of_metric: list[dict[str, Any]] = []
         for labelled in comparison.amounts:
-            values = comparison.per_case(labelled, metric)
             for other in others:
-                one, two = values[other].to_numpy(), values[first].to_numpy()
+                pairs, left_out = comparison.paired(labelled, metric, other, first)
+                one, two = pairs[other].to_numpy(), pairs[first].to_numpy()
                 difference = one - two
                 low, high = bootstrap_interval(difference)
                 of_metric.append({
                     "labelled": labelled, "trainer": other, "against": first, "metric": metric,
-                    "cases": int((~np.isnan(difference)).sum()), "difference": _mean(difference),
+                    "cases": len(difference), "left out": left_out,
+                    "difference": _mean(difference),
                     "low": low, "high": high, "p": paired_wilcoxon(one, two),
                 })  # fmt: skip
         corrected = holm([float(row["p"]) for row in of_metric])
         rows += [{**row, "p (Holm)": p} for row, p in zip(of_metric, corrected, strict=True)]
-    columns = ["labelled", "trainer", "against", "metric", "cases", "difference", "low", "high",
-               "p", "p (Holm)"]  # fmt: skip
+    columns = ["labelled", "trainer", "against", "metric", "cases", "left out", "difference", "low",
+               "high", "p", "p (Holm)"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 

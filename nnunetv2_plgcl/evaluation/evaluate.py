@@ -27,7 +27,7 @@ from nnunetv2_plgcl.workers import describe_failures, run_all
 
 DISTANCES = ("HD95", "ASSD", "ASD")
 REPORTED = ("Dice", *DISTANCES)
-SPACING_TOLERANCE = 1e-3  # mm
+GEOMETRY_TOLERANCE = 1e-3  # mm, and for directions
 EMPTY = ("prediction", "reference", "both")
 
 Region = int | tuple[int, ...]
@@ -60,7 +60,7 @@ def evaluate_case(
         What ``compute_metrics`` returns, with ``DISTANCES`` and "empty" for each class.
 
     Raises:
-        ValueError: shapes or spacings differ, or a prediction has an unknown label.
+        ValueError: shapes or geometries differ, or a file has an unknown label.
     """
     reference, of_reference = reader().read_seg(reference_file)
     prediction, of_prediction = reader().read_seg(prediction_file)
@@ -69,15 +69,11 @@ def evaluate_case(
             f"{prediction_file} has shape {prediction.shape[1:]}, its reference "
             f"{reference.shape[1:]}."
         )
+    _require_same_geometry(of_prediction, of_reference, prediction_file)
     spacing = of_reference["spacing"]
-    if not np.allclose(spacing, of_prediction["spacing"], atol=SPACING_TOLERANCE):
-        raise ValueError(
-            f"{prediction_file} has spacing {list(of_prediction['spacing'])}, its reference "
-            f"{list(spacing)}."
-        )
-    unknown = sorted(set(np.unique(prediction).astype(int).tolist()) - set(known_labels))
-    if unknown:
-        raise ValueError(f"{prediction_file} has label {unknown[0]}, unknown to dataset.json.")
+    ignored = set() if ignore_label is None else {ignore_label}
+    _require_known_labels(prediction, set(known_labels), prediction_file)
+    _require_known_labels(reference, set(known_labels) | ignored, reference_file)
     result: dict[str, Any] = compute_metrics(
         reference_file, prediction_file, reader(), regions, ignore_label
     )
@@ -91,6 +87,28 @@ def evaluate_case(
         )
         metrics.update(_distances(of_prediction, of_reference, None if voxel else spacing))
     return result
+
+
+def _require_same_geometry(prediction: Mapping, reference: Mapping, file: str) -> None:
+    of_both = [
+        {"spacing": of["spacing"], **of.get("sitk_stuff", {}), **of.get("nibabel_stuff", {})}
+        for of in (prediction, reference)
+    ]
+    for what in ("spacing", "origin", "direction", "original_affine"):
+        if what not in of_both[0] or what not in of_both[1]:
+            continue
+        there, wanted = (np.array(of[what], float) for of in of_both)
+        if there.shape != wanted.shape or not np.allclose(there, wanted, atol=GEOMETRY_TOLERANCE):
+            raise ValueError(
+                f"{file} has {what.replace('_', ' ')} {there.tolist()}, its reference "
+                f"{wanted.tolist()}."
+            )
+
+
+def _require_known_labels(segmentation: np.ndarray, known: set[int], file: str) -> None:
+    unknown = [value for value in np.unique(segmentation).tolist() if value not in known]
+    if unknown:
+        raise ValueError(f"{file} has label {unknown[0]:g}, unknown to dataset.json.")
 
 
 def _distances(
@@ -135,6 +153,9 @@ def evaluate_folder(
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
+    for key in ("file_ending", "labels"):
+        if key not in dataset:
+            raise ValueError(f'There is no "{key}" in what was given as dataset.json.')
     ending = dataset["file_ending"]
     names = {
         folder: {file.name for file in folder.iterdir() if file.name.endswith(ending)}
@@ -175,7 +196,8 @@ def evaluate_folder(
     )
     if failures:
         raise RuntimeError(describe_failures(failures, len(files)))
-    return summarise([results[file] for file in files], list(regions))
+    summary = summarise([results[file] for file in files], list(regions))
+    return {**summary, "unit": "voxels" if voxel else "mm"}
 
 
 def class_names(dataset: Mapping[str, Any]) -> list[str]:
@@ -237,28 +259,29 @@ def write_json(summary: Mapping[str, Any], file: Path) -> None:
 
 
 def write_csv(summary: Mapping[str, Any], file: Path) -> None:
-    """One row for each case, class and metric; an empty cell where there is no distance."""
+    """One row for each case, class and metric; an empty cell where there is no distance, and for
+    the unit of what has none."""
     with open(file, "w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(("case", "class", "metric", "value"))
+        writer.writerow(("case", "class", "metric", "value", "unit"))
         for case in summary["metric_per_case"]:
             name = Path(case["prediction_file"]).name
             for region, metrics in case["metrics"].items():
                 for metric in REPORTED:
-                    value = metrics[metric]
-                    writer.writerow((name, region, metric, "" if math.isnan(value) else value))
+                    value = "" if math.isnan(metrics[metric]) else metrics[metric]
+                    unit = summary["unit"] if metric in DISTANCES else ""
+                    writer.writerow((name, region, metric, value, unit))
 
 
-def table(summary: Mapping[str, Any], class_names: Sequence[str], voxel: bool) -> str:
+def table(summary: Mapping[str, Any], class_names: Sequence[str]) -> str:
     """Mean and standard deviation for each class, and how many cases have no distances.
 
     Args:
         summary: from ``evaluate_folder``.
         class_names: in its order of classes.
-        voxel: the unit of its distances.
     """
-    unit = "voxels" if voxel else "mm"
-    head = ["class", "DSC", *(f"{name} ({unit})" for name in DISTANCES), "empty prediction",
+    distances = [f"{name} ({summary['unit']})" for name in DISTANCES]
+    head = ["class", "DSC", *distances, "empty prediction",
             "empty reference", "both empty"]  # fmt: skip
     rows = [head]
     for name, key in zip(class_names, summary["mean"], strict=True):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,12 @@ import torch
 from tqdm import tqdm
 
 from nnunetv2_plgcl.config import PLANS_KEY
-from nnunetv2_plgcl.datasets.split import nnunet_folder
-from nnunetv2_plgcl.evaluation.runs import FINAL, LABELLED, PEAK_MEMORY, RECORD, Run
+from nnunetv2_plgcl.datasets.split import nnunet_folder, read_json
+from nnunetv2_plgcl.datasets.unlabelled import images_by_case
+from nnunetv2_plgcl.evaluation.runs import FINAL, LABELLED, PEAK_MEMORY, RECORD, Run, read_record
 from nnunetv2_plgcl.workers import run_logged
 
+ORIGIN = "plgcl_origin.json"  # beside predictions: of which model and images
 POLL = 10  # seconds between two looks at the scheduler
 SLURM_DEFAULTS = {"time": "2-00:00:00"}  # submitit's own are five minutes
 
@@ -95,12 +98,21 @@ def _train(job: Job) -> None:
 
     run = job.run
     splits = nnunet_folder("nnUNet_preprocessed") / run.dataset / "splits_final.json"
-    record: dict[str, Any] = {LABELLED: json.loads(splits.read_text())[run.fold]["train"]}
+    begins = not any(run.folder.glob("checkpoint_*.pth"))
+    if begins:  # else the split may be another one than at the beginning
+        _note(run, {LABELLED: read_json(splits)[run.fold]["train"]})
     sys.argv = ["nnUNetv2_train", run.dataset, run.configuration, str(run.fold), "-tr", run.trainer,
                 "-p", run.plans_name, "-device", job.device, "--c"]  # fmt: skip
+    trains = not (run.folder / FINAL).is_file()
     run_training_entry()  # --c also begins a training
-    record[PEAK_MEMORY] = peak_memory(job.device)
-    (run.folder / RECORD).write_text(json.dumps(record, indent=4))
+    if trains:
+        peaks = peak_memory(job.device), read_record(run).get(PEAK_MEMORY)
+        _note(run, {PEAK_MEMORY: max((peak for peak in peaks if peak), default=None)})
+
+
+def _note(run: Run, entries: dict[str, Any]) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / RECORD).write_text(json.dumps({**read_record(run), **entries}, indent=4))
 
 
 def peak_memory(device: str) -> int | None:
@@ -116,18 +128,43 @@ def peak_memory(device: str) -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def is_predicted(run: Run, images: Mapping[str, Sequence[Path]], predictions: Path) -> bool:
+    """Whether the folder holds what the finished run predicts for these images.
+
+    Args:
+        run: maybe finished.
+        images: files of each case.
+        predictions: folder.
+    """
+    try:
+        noted = json.loads((predictions / ORIGIN).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(noted == _origin(run, images))
+
+
+def _origin(run: Run, images: Mapping[str, Sequence[Path]]) -> dict[str, list]:
+    """Changes where the model was trained again, or an image was replaced."""
+    files = [run.folder / FINAL, *(file for case in sorted(images) for file in images[case])]
+    states = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    return {"cases": sorted(images), "files": states}
+
+
 def _predict(job: Job, images: str, predictions: str) -> None:
-    """As nnUNetv2_predict does by default; predictions that are there are kept."""
+    """As nnUNetv2_predict does by default."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+    ending = json.loads((job.run.model_folder / "dataset.json").read_text())["file_ending"]
+    origin = _origin(job.run, images_by_case(Path(images), ending))
+    shutil.rmtree(predictions, ignore_errors=True)  # of another model, or not all
     predictor = nnUNetPredictor(device=torch.device(job.device))
     predictor.initialize_from_trained_model_folder(
         str(job.run.model_folder), (job.run.fold,), FINAL
     )
     predictor.predict_from_files(
-        images, predictions, overwrite=False,
-        num_processes_preprocessing=2, num_processes_segmentation_export=2,
-    )  # fmt: skip
+        images, predictions, num_processes_preprocessing=2, num_processes_segmentation_export=2
+    )
+    (Path(predictions) / ORIGIN).write_text(json.dumps(origin))
 
 
 def launch_local(jobs: Sequence[Job], logs: Path) -> None:

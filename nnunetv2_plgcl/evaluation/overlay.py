@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 # Okabe & Ito (2008): told apart with any colour vision, and none is a grey of the image.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
-TITLE_WIDTH = 36  # letters above a panel, as long as the longest trainer's name
+TITLE_WIDTH = 34  # letters that fit above a panel
 
 
 def slice_with_most_foreground(segmentation: np.ndarray) -> int:

@@ -22,6 +22,7 @@ from nnunetv2_plgcl.datasets.unlabelled import some
 FINAL = "checkpoint_final.pth"
 RECORD = "plgcl_run.json"
 LABELLED = "labelled_cases"  # in the record, and an attribute of our trainers in debug.json
+UNLABELLED = "unlabelled_cases"  # an attribute of our trainers in debug.json
 PEAK_MEMORY = "peak_memory_bytes"
 OWN_NAMES = ("plans_name", "continue_training")  # keys of plans.json that may differ
 
@@ -66,7 +67,7 @@ class Run:
     @property
     def name(self) -> str:
         """For files."""
-        return f"{self.trainer}__fold_{self.fold}__seed_{self.seed}"
+        return f"{self.trainer}__{self.plans_name}__{self.configuration}__fold_{self.fold}"
 
     def __str__(self) -> str:
         return f"{self.trainer} (fold {self.fold}, seed {self.seed})"
@@ -114,16 +115,21 @@ def require_finished(runs: Sequence[Run]) -> None:
 
 
 def require_alike(
-    runs: Sequence[Run], splits: Sequence[Mapping[str, Any]], split_file: Path, trust_split: bool
+    runs: Sequence[Run],
+    splits: Sequence[Mapping[str, Any]],
+    images_un: Sequence[str],
+    split_file: Path,
+    trust_split: bool,
 ) -> None:
     """Refuse runs that were not trained under the same conditions.
 
-    Labelled and validation cases must be those of the split, plans (but for their name and our
-    settings) and iterations those of the first run.
+    Labelled, unlabelled and validation cases must be those of the split, plans (but for their name
+    and our settings) and iterations those of the first run.
 
     Args:
         runs: finished.
         splits: content of ``split_file``.
+        images_un: unlabelled cases of every fold.
         split_file: to be named in errors; its date counts.
         trust_split: believe that a trainer which does not note its cases was trained with this
             split, although the file is younger than the training.
@@ -136,7 +142,7 @@ def require_alike(
     for run in runs:
         if run.fold >= len(splits):
             raise ValueError(f"{split_file} has no fold {run.fold}, it has {len(splits)}.")
-        _require_split(run, splits[run.fold], split_file, trust_split)
+        _require_split(run, splits[run.fold], images_un, split_file, trust_split)
         theirs = _plans(run)
         different = sorted(k for k in {*plans, *theirs} if plans.get(k) != theirs.get(k))
         if different:
@@ -151,13 +157,23 @@ def require_alike(
 
 
 def _require_split(
-    run: Run, fold: Mapping[str, Sequence[str]], split_file: Path, trust_split: bool
+    run: Run,
+    fold: Mapping[str, Sequence[str]],
+    images_un: Sequence[str],
+    split_file: Path,
+    trust_split: bool,
 ) -> None:
     named = f"fold {run.fold} of {split_file}"
     ending = json.loads((run.model_folder / "dataset.json").read_text())["file_ending"]
     validated = {f.name.removesuffix(ending) for f in run.validation.glob(f"*{ending}")}
     _require_same("validation", validated, fold["val"], run, named)
-    labelled = _labelled_cases(run)
+    unlabelled = _noted_by_trainer(run, UNLABELLED)
+    if unlabelled is not None:
+        there = [*fold.get("unlabelled", []), *images_un]
+        _require_same("unlabelled", unlabelled, there, run, named)
+    labelled = _noted_by_trainer(run, LABELLED)
+    if labelled is None and LABELLED in (record := read_record(run)):
+        labelled = set(record[LABELLED])
     if labelled is not None:
         _require_same("labelled", labelled, fold["train"], run, named)
         return
@@ -180,13 +196,10 @@ def _require_same(part: str, of_run: set[str], listed: Sequence[str], run: Run, 
         )
 
 
-def _labelled_cases(run: Run) -> set[str] | None:
-    """None where nobody noted them, as nnU-Net's own trainer does not."""
-    record = read_record(run)
-    if LABELLED in record:
-        return set(record[LABELLED])
+def _noted_by_trainer(run: Run, attribute: str) -> set[str] | None:
+    """Cases that our trainers note in debug.json; None for a trainer that does not."""
     debug = json.loads((run.folder / "debug.json").read_text())
-    return set(ast.literal_eval(debug[LABELLED])) if LABELLED in debug else None
+    return set(ast.literal_eval(debug[attribute])) if attribute in debug else None
 
 
 def read_record(run: Run) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def readable_tests(tests: pd.DataFrame) -> pd.DataFrame:
         low, high = (_number(row[end], scale) for end in ("low", "high"))
         rows.append({
             "labelled": row["labelled"], "trainer": row["trainer"], "against": row["against"],
-            "metric": row["metric"], "cases": row["cases"],
+            "metric": row["metric"], "cases": row["cases"], "left out": row["left out"],
             "difference": f"{_number(row['difference'], scale)} [{low}, {high}]",
             "p": _p(row["p"]), "p (Holm)": _p(row["p (Holm)"]),
         })  # fmt: skip
@@ -64,7 +64,7 @@ def to_latex(table: pd.DataFrame) -> str:
     latex: str = table.map(str).style.hide(axis="index").format(escape="latex").format_index(
         escape="latex", axis=1
     ).to_latex(hrules=True)  # fmt: skip
-    return latex.replace(NOTHING, "--").replace("±", r"$\pm$")
+    return latex.replace(NOTHING, "--").replace("±", r"$\pm$").replace("< 0", "$<$ 0")
 
 
 def write_tables(

@@ -204,8 +204,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
     def _check_data(self) -> None:
         """As ``nnUNetv2_plgcl_check``. Errors stop the training, unless they rest on a guess from
         the names; those and warnings go to the log."""
-        # writes nnU-Net's own split where there is none; debug.json gets the attribute
+        # do_split writes nnU-Net's own split where there is none; debug.json gets the attributes
         self.labelled_cases, _ = self.do_split()
+        self.unlabelled_cases = list(self.dataset_unlabelled.identifiers)
         findings = check_training(
             self.plans_manager.plans,
             self.dataset_json,

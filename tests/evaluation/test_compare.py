@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from conftest import TINY, Prepared
 from training import EXT_TRAINERS, command_environment, nnunet_command
 
 from nnunetv2_plgcl import commands
-from nnunetv2_plgcl.evaluation import runs
+from nnunetv2_plgcl.datasets.unlabelled import images_by_case
+from nnunetv2_plgcl.evaluation import launch, runs
 
 STOCK, OURS = "nnUNetTrainer_tiny", "nnUNetTrainerPLGCL_tiny"
 
@@ -147,6 +149,18 @@ def test_predictions_of_test_images_are_compared(copy, tmp_path, capsys):
     assert scores == [row for row in validation if row["seed"] == "0"]
     assert "2 test cases" in (copy.base / "out" / "report.html").read_text()
 
+    run = runs.Run(copy.name, OURS, "nnUNetPlans", TINY, 0, 0)
+    predictions = copy.base / "out" / "predictions" / run.name
+    images = images_by_case(tmp_path / "images", ".nii.gz")
+    assert launch.is_predicted(run, images, predictions)
+    assert not launch.is_predicted(replace(run, seed=1), images, predictions)
+    os.utime(run.folder / runs.FINAL)  # as after another training
+    assert not launch.is_predicted(run, images, predictions)
+    first, *_ = sorted((tmp_path / "labels").iterdir())
+    first.unlink()
+    message = failure(copy, "--test", tmp_path / "images", tmp_path / "labels")
+    assert first.name.partition(".")[0] in message and "only" in message
+
 
 def test_unlike_runs_are_refused_by_name(copy):
     ours = fold_of(copy, OURS)
@@ -172,9 +186,28 @@ def test_unlike_runs_are_refused_by_name(copy):
     message = failure(copy)
     assert "other labelled cases" in message and labelled in message and other in message
 
+    fewer = fold["unlabelled"][1:]
+    split.write_text(json.dumps([{**fold, "unlabelled": fewer}]))
+    message = failure(copy)
+    assert "other unlabelled cases" in message and fold["unlabelled"][0] in message
+
     split.write_text(json.dumps([{**fold, "val": fold["val"][:1]}]))
     message = failure(copy)
     assert "other validation cases" in message and fold["val"][1] in message
+
+
+def test_a_run_that_goes_on_keeps_what_was_noted_when_it_began(copy):
+    """Else a split that was changed in between would be taken for the one of the training."""
+    stock = fold_of(copy, STOCK)
+    before = json.loads((stock / runs.RECORD).read_text())
+    (stock / "validation" / "summary.json").unlink()
+    file = copy.preprocessed / "splits_final.json"
+    (fold,) = json.loads(file.read_text())
+    swapped = {**fold, "train": fold["unlabelled"][:4], "unlabelled": fold["train"]}
+    file.write_text(json.dumps([swapped]))
+    message = failure(copy, "--run", "-device", "cpu")
+    assert f"{STOCK} (fold 0, seed 0) has other labelled cases" in message
+    assert json.loads((stock / runs.RECORD).read_text()) == before
 
 
 def test_runs_that_note_no_cases_are_held_against_their_log_and_the_splits_date(copy):
@@ -186,7 +219,7 @@ def test_runs_that_note_no_cases_are_held_against_their_log_and_the_splits_date(
     (fold,) = json.loads(file.read_text())
 
     def check(trust: bool = False, **parts: list[str]) -> None:
-        runs.require_alike(both, [{**fold, **parts}], file, trust)
+        runs.require_alike(both, [{**fold, **parts}], [], file, trust)
 
     os.utime(file, (0, 0))
     check()

@@ -95,8 +95,10 @@ def test_the_csv_file_has_a_row_for_each_number(folders, in_this_process):
     summary = run(folders)
     with open(folders / "prediction" / "plgcl_summary.csv") as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 4 * 3 * 4 and set(rows[0]) == {"case", "class", "metric", "value"}
+    assert len(rows) == 4 * 3 * 4 and set(rows[0]) == {"case", "class", "metric", "value", "unit"}
+    assert summary["unit"] == "mm"
     for row in rows:
+        assert row["unit"] == ("" if row["metric"] == "Dice" else "mm")
         (case,) = (
             c for c in summary["metric_per_case"] if c["prediction_file"].endswith(row["case"])
         )
@@ -144,7 +146,22 @@ def test_mistakes_are_told_in_one_line(folders, in_this_process):
     files = sorted((folders / "prediction").glob("*.nii.gz"))
     change(files[0], lambda a: np.where(a == 1, 9, a))
     assert f"{files[0]} has label 9, unknown to dataset.json" in failure(folders)
+    change(files[0], lambda a: np.where(a == 9, 1.5, a).astype(np.float32))
+    assert f"{files[0]} has label 1.5, unknown to dataset.json" in failure(folders)
+    change(files[0], lambda a: np.where(a == 1.5, 1, a).astype(np.uint8))
+    reference = folders / "reference" / files[1].name
+    change(reference, lambda a: np.where(a == 1, 7, a))
+    assert f"{reference} has label 7, unknown to dataset.json" in failure(folders)
+    change(reference, lambda a: np.where(a == 7, 1, a))
     image = sitk.ReadImage(str(files[0]))
+    origin = image.GetOrigin()
+    image.SetOrigin([x + 50 for x in origin])
+    sitk.WriteImage(image, str(files[0]))
+    assert f"{files[0]} has origin" in failure(folders)
+    image.SetOrigin(origin)
+    image.SetDirection([0, 1, 0, 1, 0, 0, 0, 0, 1])
+    sitk.WriteImage(image, str(files[0]))
+    assert f"{files[0]} has direction" in failure(folders)
     image.SetSpacing([3, 3, 3])
     sitk.WriteImage(image, str(files[0]))
     assert f"{files[0]} has spacing" in failure(folders)
@@ -155,9 +172,10 @@ def test_mistakes_are_told_in_one_line(folders, in_this_process):
     for file in files[1:]:
         file.unlink()
     assert f"no file *.nii.gz in {folders}/prediction" in failure(folders)
-    with pytest.raises(SystemExit) as stopped:
-        commands.evaluate([*arguments(folders), "-o", "table.txt"])
-    assert stopped.value.code == 2
+    for output in ("table.txt", str(folders / "nowhere" / "table.json")):
+        with pytest.raises(SystemExit) as stopped:
+            commands.evaluate([*arguments(folders), "-o", output])
+        assert stopped.value.code == 2
 
 
 def test_the_command_with_worker_processes(folders):

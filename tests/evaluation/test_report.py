@@ -1,6 +1,7 @@
 """The report of a comparison in a real browser, on a desk and on a telephone."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,24 @@ def test_table_counts_a_case_once_whatever_its_repetitions():
     assert dice["difference"].to_numpy() == pytest.approx([0.1055, 0.211] * 2)
     assert dice["p"].to_numpy() == pytest.approx(2 / 2**12)
     assert dice["p (Holm)"].to_numpy() == pytest.approx(4 * 2 / 2**12)
+
+
+def test_a_trainer_gains_no_distance_by_a_class_that_it_misses():
+    """B is as far off as A, but misses the class of large distances in every second case."""
+    comparison = comparison_of((14,), seeds=1)
+    scores = comparison.scores.copy()
+    one, other = TRAINERS[:2]
+    far = (scores["class"] == "RV") & (scores["metric"] == "HD95")
+    for trainer in (one, other):
+        of = scores["trainer"] == trainer
+        scores.loc[of & (scores["metric"] == "HD95"), "value"] = 2.0
+        scores.loc[of & far, "value"] = 20.0
+    missed = (scores["trainer"] == other) & scores["case"].isin([f"case{n:02d}" for n in (1, 3, 5)])
+    scores.loc[missed & far, "value"] = np.nan
+    tests = library.tests(replace(comparison, scores=scores, trainers=(one, other)))
+    (row,) = tests[tests["metric"] == "HD95"].to_dict("records")
+    assert row["difference"] == 0 and row["p"] == 1 and row["left out"] == 3
+    assert row["cases"] == CASES
 
 
 def test_cases_to_show_are_ranked_over_all_trainers():

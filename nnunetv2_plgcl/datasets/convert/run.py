@@ -22,7 +22,7 @@ from nnunetv2_plgcl.datasets.split import (
 )
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
-from nnunetv2_plgcl.workers import describe_failures, naming, run_all
+from nnunetv2_plgcl.workers import mend_and_run_again, naming, run_all
 
 SOURCES: dict[str, Source] = {"acdc": ACDC, "kits19": KITS19, "crag": CRAG}
 PAPER = "paper"
@@ -145,7 +145,7 @@ def convert(
     if failures:
         if len(failures) == len(cases):
             shutil.rmtree(staging)
-        raise RuntimeError(describe_failures(failures, len(cases)))
+        raise RuntimeError(mend_and_run_again(failures, len(cases)))
     _write_dataset_json(source, staging, sum(case.part == "Tr" for case in cases))
     if splits is not None:
         if hidden:
