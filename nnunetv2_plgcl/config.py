@@ -60,7 +60,7 @@ class PLGCLConfig:
         choices=("soft", "hard"),
     )
     contrastive_weight: float = _parameter(
-        0.5, "gamma, weight of the contrastive loss [authors' code]", 0
+        0.1, "gamma, weight of the contrastive loss [ours; authors' code has 0.5]", 0
     )
     temperature: float = _parameter(0.2, "tau of InfoNCE [authors' code]", 0, None, None, True)
     anchors: int = _parameter(
@@ -76,6 +76,9 @@ class PLGCLConfig:
         "entropy",
         "what draws the windows [poster, second ablation]",
         choices=("entropy", "lowest_entropy", "confidence", "cosine"),
+    )
+    balanced_sides: bool = _parameter(
+        False, "as many positives as negatives of each class, instead of sides by chance [ours]"
     )
     embedding: str = _parameter(
         "feature",
@@ -114,12 +117,19 @@ class PLGCLConfig:
 
 def _validate(name: str, value: Any, parameter: Any) -> None:
     rule = parameter.metadata
-    types: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+    types: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "str": (str,),
+        "bool": (bool,),
+    }
     several = isinstance(parameter.default, tuple)
     kind = "int" if several else parameter.type
     items = value if several and isinstance(value, tuple) else (value,)
     fits = isinstance(value, tuple) == several
-    if not fits or any(not isinstance(x, types[kind]) or isinstance(x, bool) for x in items):
+    if not fits or any(
+        not isinstance(x, types[kind]) or isinstance(x, bool) != (kind == "bool") for x in items
+    ):
         raise TypeError(
             f"'{name}' must be of type {f'list of {kind}' if several else kind}, got {value!r} "
             f"({type(value).__name__}). It stands for: {rule['doc']}."

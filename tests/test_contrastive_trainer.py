@@ -98,6 +98,21 @@ def test_every_registered_ablation_is_tested_and_documented():
         assert len(inspect.getsource(trainer_class(name)).splitlines()) <= 5
 
 
+@pytest.mark.parametrize("guide", ["entropy", "confidence"])
+def test_with_balanced_sides_every_class_in_the_image_has_its_anchors(prepared, guide):
+    settings = {"guide": guide, "balanced_sides": True, "anchors": 32}
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, settings)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    images, target = trainer.labelled_batch(next(trainer.dataloader_train))
+    labels = trainer.label_maps(target)
+    windows = trainer.draw_windows((images, []), labels)
+    positives = (windows.valid & windows.positive).sum(-1)
+    present = labels.flatten(2).any(-1)
+    assert (positives > 0).equal(present)
+    assert positives.max() == 32 // labels.shape[0] // labels.shape[1]
+
+
 @pytest.mark.parametrize(
     ("guide", "embedding", "expectation"),
     itertools.product(

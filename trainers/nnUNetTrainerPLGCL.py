@@ -91,7 +91,8 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
         self.optimizer.add_param_group({"params": list(self.head.parameters())})
         self.positives = ClassMemory(classes, config.memory_length).to(self.device)
         self.negatives = ClassMemory(classes, config.memory_length).to(self.device)
-        self.guide = GUIDES[config.guide]()
+        guide = GUIDES[config.guide]
+        self.guide = guide(config.balanced_sides) if guide.two_sided else guide()
         self._said_nothing_to_contrast = False
 
     def _embedder(self, network: nn.Module, head: nn.Module) -> nn.Module:
@@ -142,7 +143,8 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
         ]
         per_map = math.ceil(self.config.anchors / (confidence.shape[0] * confidence.shape[1]))
         if not self.guide.needs_similarity:
-            return self.guide(window_statistics(confidence, size), per_map)
+            sides = 2 if self.guide.two_sided and self.config.balanced_sides else 1
+            return self.guide(window_statistics(confidence, size), sides * per_map)
         statistics = window_statistics(confidence, size, stride=size)
         with torch.no_grad():
             embeddings = self.teacher_embed(*teacher, confidence, every_window(statistics))

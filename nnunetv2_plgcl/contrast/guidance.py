@@ -52,7 +52,24 @@ class Guide(Protocol):
     ) -> Windows: ...
 
 
-class EntropyGuide:
+class TwoSidedGuide:
+    """What guides that draw positives and negatives share.
+
+    Args:
+        balanced: draw as many positives as negatives of each class (one more of an odd number),
+            each side with the probabilities that its windows have under the guide's rule. By the
+            rule alone nearly every window of a small structure is a negative, and nearly every
+            anchor background. Source: ours.
+    """
+
+    needs_similarity = False
+    two_sided = True
+
+    def __init__(self, balanced: bool = False) -> None:
+        self.balanced = balanced
+
+
+class EntropyGuide(TwoSidedGuide):
     """Draws where the network is sure, either way; confidence says on which side.
 
     Windows are drawn without replacement with probability proportional to max(1 - h, 0.001), h
@@ -64,11 +81,9 @@ class EntropyGuide:
     class (confidence 0) yields negatives only, a class that fills the image positives only. With
     confidence 1/2 everywhere the class mask is full, and drawn negatives are invalid. A class of
     one voxel makes a valid positive only of windows that hold the voxel. A window as large as the
-    image is the only candidate, and the other N - 1 are invalid.
+    image is the only candidate, and the other N - 1 are invalid. Balanced, an absent class has no
+    positive, and a window may be drawn once for each side.
     """
-
-    needs_similarity = False
-    two_sided = True
 
     @torch.no_grad()
     def __call__(
@@ -78,10 +93,10 @@ class EntropyGuide:
         similarity: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Windows:
-        return _draw_by_weight(1 - statistics.entropy, statistics, num, generator)
+        return _draw_by_weight(1 - statistics.entropy, statistics, num, generator, self.balanced)
 
 
-class ConfidenceGuide:
+class ConfidenceGuide(TwoSidedGuide):
     """Draws where the class is likely, whether or not the network is sure.
 
     Windows are drawn without replacement with probability proportional to max(c, 0.001), c the
@@ -90,9 +105,6 @@ class ConfidenceGuide:
     (ours). Degenerate maps behave as there; an absent class is drawn uniformly, as negatives.
     """
 
-    needs_similarity = False
-    two_sided = True
-
     @torch.no_grad()
     def __call__(
         self,
@@ -101,7 +113,7 @@ class ConfidenceGuide:
         similarity: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Windows:
-        return _draw_by_weight(statistics.confidence, statistics, num, generator)
+        return _draw_by_weight(statistics.confidence, statistics, num, generator, self.balanced)
 
 
 class LowestEntropyGuide:
@@ -195,20 +207,35 @@ GUIDES: dict[str, type[Guide]] = {
 
 
 def _draw_by_weight(
-    weight: Tensor, statistics: WindowStatistics, num: int, generator: torch.Generator | None
+    weight: Tensor,
+    statistics: WindowStatistics,
+    num: int,
+    generator: torch.Generator | None,
+    balanced: bool,
 ) -> Windows:
-    """Draws in proportion to ``weight`` (B, K, W) without replacement, sides by confidence.
+    """Draws in proportion to ``weight`` (B, K, W) without replacement, sides by confidence."""
+    weight, confidence = weight.clamp(min=SMALLEST_WEIGHT), statistics.confidence
+    if not balanced:
+        index, drawn = _draw(weight, num, generator)
+        of_drawn = confidence.gather(-1, index)
+        coin = torch.rand(
+            of_drawn.shape, dtype=of_drawn.dtype, device=of_drawn.device, generator=generator
+        )
+        return _windows(statistics, index, coin < of_drawn, drawn)
+    sides = [_draw(weight * confidence, (num + 1) // 2, generator)]
+    if num > 1:
+        sides.append(_draw(weight * (1 - confidence).clamp(min=0), num // 2, generator))
+    index, drawn = (torch.cat(of_sides, -1) for of_sides in zip(*sides, strict=True))
+    positive = torch.arange(num, device=index.device) < (num + 1) // 2
+    return _windows(statistics, index, positive.expand_as(drawn), drawn)
 
-    The largest of weight / exponential noise are such a draw. ``torch.multinomial`` does the
-    same, but checks its input on the host first and so waits for the GPU.
-    """
+
+def _draw(weight: Tensor, num: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """The largest of weight / exponential noise are a draw in proportion to the weight, without
+    replacement and never of weight 0. ``torch.multinomial`` does the same, but checks its input
+    on the host first and so waits for the GPU."""
     noise = torch.empty_like(weight).exponential_(generator=generator)
-    index, drawn = _largest(weight.clamp(min=SMALLEST_WEIGHT).log() - noise.log(), num)
-    confidence = statistics.confidence.gather(-1, index)
-    coin = torch.rand(
-        confidence.shape, dtype=confidence.dtype, device=confidence.device, generator=generator
-    )
-    return _windows(statistics, index, coin < confidence, drawn)
+    return _largest(weight.log() - noise.log(), num)
 
 
 def _all_positive(rank: Tensor, statistics: WindowStatistics, num: int) -> Windows:

@@ -90,6 +90,37 @@ def test_a_drawn_window_is_positive_with_the_probability_of_its_confidence(guide
         assert abs(sides.sum().item() - confidence * len(sides)) <= bound * len(sides)
 
 
+@pytest.mark.parametrize(
+    ("guide", "weight"),
+    [
+        (EntropyGuide(balanced=True), [max(1 - h, 0.001) for h in ENTROPY]),
+        (ConfidenceGuide(balanced=True), [max(c, 0.001) for c in CONFIDENCE]),
+    ],
+)
+def test_balanced_sides_are_each_drawn_as_the_rule_would_draw_them(guide, weight):
+    """Given its side, a window is as likely as under the rule: weight times its side's share."""
+    windows = guide(_statistics(ENTROPY, CONFIDENCE, images=DRAWS), 2, generator=_generator(5))
+    assert windows.positive[:, 0].tolist() == [[True, False]] * DRAWS
+    for side, shares in enumerate((CONFIDENCE, [1 - c for c in CONFIDENCE])):
+        expected = [w * share for w, share in zip(weight, shares, strict=True)]
+        observed = _index(windows)[:, 0, side].bincount(minlength=len(weight)).tolist()
+        possible = [i for i, e in enumerate(expected) if e]
+        assert sum(observed[i] for i in possible) == DRAWS
+        _within_chance(
+            [observed[i] for i in possible],
+            [expected[i] / sum(expected) * DRAWS for i in possible],
+        )
+
+
+def test_balanced_every_class_has_anchors_however_small():
+    maps = torch.zeros(4, 2, 32, 32)
+    maps[:3, 1, 10:13, 10:13] = 1
+    maps[:, 0] = 1 - maps[:, 1]
+    windows = EntropyGuide(balanced=True)(window_statistics(maps, 8, 2), 7, None, _generator())
+    positives = (windows.valid & windows.positive).sum(-1)
+    assert positives.tolist() == [[4, 4]] * 3 + [[4, 0]]
+
+
 def test_uncertain_windows_are_rarely_drawn():
     statistics = _statistics([0.0] * 4 + [1.0] * 4, [0.5] * 8, images=2000)
     uncertain = (_index(EntropyGuide()(statistics, 1, generator=_generator(3))) >= 4).sum()
