@@ -8,7 +8,7 @@ from nnunetv2_plgcl.config import PLGCLConfig, config_from_plans
 
 def test_defaults_are_the_published_numbers():
     config = config_from_plans({})
-    assert (config.ema_decay, config.contrastive_weight, config.temperature) == (0.999, 0.1, 0.2)
+    assert (config.ema_decay, config.temperature) == (0.999, 0.2)
     assert (config.memory_length, config.anchors) == (4096, 128)
     assert config.warmup_fraction == pytest.approx(1 / 3)
 
