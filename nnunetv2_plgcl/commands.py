@@ -17,6 +17,7 @@ def _positive(word: str) -> int:
 
 def split(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_plgcl_split``."""
+    from nnunetv2_plgcl.datasets import files
     from nnunetv2_plgcl.datasets import split as library
     from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict
 
@@ -63,14 +64,14 @@ def split(argv: Sequence[str] | None = None) -> None:
         if args.undo:
             _undo_strict(args.d)
             return
-        name, cases = library.training_cases(args.d)
-        raw = library.nnunet_folder("nnUNet_raw") / name
+        name, cases = files.training_cases(args.d)
+        raw = files.nnunet_folder("nnUNet_raw") / name
         if is_strict(raw):
             raise ValueError(
                 f"Labels of {name} are hidden by --strict, so a split would leave those cases "
                 f"out. First: {parser.prog} -d {args.d} --undo"
             )
-        file = library.split_file(name, make_folder=args.strict)
+        file = files.split_file(name, make_folder=args.strict)
         pattern = args.group_by or library.guess_group_pattern(cases)
         groups = library.group_cases(cases, pattern)
         print(f"{name}: {library.describe_groups(groups, pattern, guessed=not args.group_by)}")
@@ -86,17 +87,17 @@ def split(argv: Sequence[str] | None = None) -> None:
         _warn_of_patients_in_images_un(raw, pattern, [case for f in folds for case in f["val"]])
         if args.strict:
             folds[0]["unlabelled"] = []  # those of imagesUn are unlabelled in every fold
-        changed = library.require_replaceable(file, folds, args.force)
+        changed = files.require_replaceable(file, folds, args.force)
         if args.strict:
             hide_labels(raw, file.parent, hidden)
         if changed:
-            backup = library.write_split(file, folds, args.force)
+            backup = files.write_split(file, folds, args.force)
             print(f"Written (seed {args.seed}): {file}")
             if backup:
                 print(f"The earlier split is kept in {backup}")
         else:
             print(f"Nothing to do: {file} already holds this split (seed {args.seed}).")
-        library.write_group_pattern(file.parent, pattern)
+        files.write_group_pattern(file.parent, pattern)
         if args.strict:
             print(
                 f"{len(hidden)} images moved to imagesUn, their labels to labelsUn ({parser.prog} "
@@ -128,12 +129,12 @@ def _warn_of_patients_in_images_un(raw: Path, pattern: str, validation: Sequence
 
 
 def _undo_strict(dataset: str) -> None:
-    from nnunetv2_plgcl.datasets import split as library
+    from nnunetv2_plgcl.datasets import files
     from nnunetv2_plgcl.datasets.strict import restore_labels
 
-    name = library.dataset_name(dataset)
-    raw = library.nnunet_folder("nnUNet_raw") / name
-    cases = restore_labels(raw, library.nnunet_folder("nnUNet_preprocessed") / name)
+    name = files.dataset_name(dataset)
+    raw = files.nnunet_folder("nnUNet_raw") / name
+    cases = restore_labels(raw, files.nnunet_folder("nnUNet_preprocessed") / name)
     print(f"{len(cases)} images and their labels are back in imagesTr and labelsTr.")
     print(f"Next: nnUNetv2_plan_and_preprocess -d {dataset} -c 2d")
 
@@ -175,7 +176,7 @@ def convert(argv: Sequence[str] | None = None) -> None:
 def preprocess(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_plgcl_preprocess``."""
     from nnunetv2_plgcl.datasets import preprocess as library
-    from nnunetv2_plgcl.datasets.split import dataset_name
+    from nnunetv2_plgcl.datasets.files import dataset_name
 
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_plgcl_preprocess",
@@ -204,7 +205,7 @@ def preprocess(argv: Sequence[str] | None = None) -> None:
 def check(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``nnUNetv2_plgcl_check``."""
     from nnunetv2_plgcl.datasets import check as library
-    from nnunetv2_plgcl.datasets.split import dataset_name, read_plans
+    from nnunetv2_plgcl.datasets.files import dataset_name, read_plans
 
     parser = argparse.ArgumentParser(
         prog="nnUNetv2_plgcl_check",
@@ -266,7 +267,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     if args.o and not output.parent.is_dir():
         parser.error(f"there is no folder {output.parent}")
 
-    from nnunetv2_plgcl.datasets.split import read_json
+    from nnunetv2_plgcl.datasets.files import read_json
     from nnunetv2_plgcl.evaluation import evaluate as library
 
     try:

@@ -22,7 +22,8 @@ from pathlib import Path
 from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
 
 from nnunetv2_plgcl.datasets.convert.run import read_protocol
-from nnunetv2_plgcl.datasets.split import group_cases, nnunet_folder, write_split
+from nnunetv2_plgcl.datasets.files import nnunet_folder, write_split
+from nnunetv2_plgcl.datasets.split import group_cases
 
 FEATURES = (16, 32, 64, 128)
 

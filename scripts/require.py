@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from nnunetv2_plgcl.datasets.convert.run import read_protocol
-from nnunetv2_plgcl.datasets.split import dataset_name, read_split, split_file
+from nnunetv2_plgcl.datasets.files import dataset_name, read_split, split_file
 from nnunetv2_plgcl.evaluation.launch import require_device
 
 

@@ -17,13 +17,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunetv2_plgcl.config import config_from_plans
 from nnunetv2_plgcl.contrast.memory import ClassMemory
-from nnunetv2_plgcl.datasets.split import (
-    EVERY_CASE_ITSELF,
-    group_cases,
-    guess_group_pattern,
-    read_group_pattern,
-    read_split,
-)
+from nnunetv2_plgcl.datasets.files import read_group_pattern, read_split
+from nnunetv2_plgcl.datasets.split import EVERY_CASE_ITSELF, group_cases, guess_group_pattern
 from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.summary import CACHE, ImageSummary, summaries
 from nnunetv2_plgcl.datasets.unlabelled import (

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunetv2_plgcl.datasets.files import read_plans
 from nnunetv2_plgcl.datasets.integrity import require_whole
-from nnunetv2_plgcl.datasets.split import read_plans
 from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,

@@ -1,4 +1,4 @@
-"""Labelled / unlabelled / validation split by patient, written as nnU-Net's splits_final.json.
+"""Labelled / unlabelled / validation split by patient, for nnU-Net's splits_final.json.
 
 A split is a list of folds ``{"train": [...], "val": [...], "unlabelled": [...]}``. ``"train"``
 holds the labelled cases alone, and plain nnU-Net ignores the third key, so ``nnUNetTrainer`` on
@@ -8,13 +8,9 @@ the same fold is the fair baseline. Source: ours.
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +19,6 @@ Amount = int | float | Sequence[str]
 a sequence of str names groups or cases (a case stands for its whole group)."""
 
 EVERY_CASE_ITSELF = r".+"
-GROUPS = "plgcl_groups.json"  # beside splits_final.json
 _SEPARATOR = "_.-"  # between the parts of a case name
 
 
@@ -277,222 +272,3 @@ def describe_pulled(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -
         if group not in names and named and further:
             sentences.append(f"{named[0]} brings the rest of {group}: {', '.join(further)}")
     return sentences
-
-
-def read_json(file: Path) -> Any:
-    """
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, with its name.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged, it is not JSON: {error}") from None
-
-
-def read_split(file: Path) -> list[dict[str, list[str]]]:
-    """What a ``splits_final.json`` holds; nothing where there is no file.
-
-    Raises:
-        ValueError: it is damaged, or no list of folds with lists of cases.
-    """
-    if not file.is_file():
-        return []
-    split = read_json(file)
-    if not isinstance(split, list) or not all(isinstance(fold, dict) for fold in split):
-        raise ValueError(
-            f"{file} is no list of folds such as "
-            f'[{{"train": [...], "val": [...], "unlabelled": [...]}}].'
-        )
-    for number, fold in enumerate(split):
-        for part in ("train", "val", "unlabelled"):
-            cases = fold.get(part, [] if part == "unlabelled" else None)
-            if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
-                raise ValueError(f'{file}: "{part}" of fold {number} is no list of case names.')
-    return split
-
-
-def read_group_pattern(preprocessed: Path) -> str | None:
-    """What ``write_group_pattern`` noted beside a split; None where nothing was."""
-    file = preprocessed / GROUPS
-    return str(read_json(file)["group_by"]) if file.is_file() else None
-
-
-def write_group_pattern(preprocessed: Path, pattern: str) -> None:
-    """Note what in a case name is the patient, for the check before a training.
-
-    Nothing is noted where each case is a group of its own."""
-    if pattern == EVERY_CASE_ITSELF:
-        (preprocessed / GROUPS).unlink(missing_ok=True)
-    else:
-        (preprocessed / GROUPS).write_text(json.dumps({"group_by": pattern}), encoding="utf-8")
-
-
-def require_replaceable(
-    file: Path, split: Sequence[Mapping[str, Sequence[str]]], force: bool
-) -> bool:
-    """Whether ``file`` has to be written to hold the split.
-
-    Raises:
-        FileExistsError: it holds something else and ``force`` is not set.
-    """
-    if not file.exists():
-        return True
-    try:
-        same = read_split(file) == split
-    except ValueError:
-        same = False
-    if not same and not force:
-        raise FileExistsError(
-            f"{file} holds a different split. --force replaces it and keeps a backup."
-        )
-    return not same
-
-
-def write_split(
-    file: Path, split: Sequence[Mapping[str, Sequence[str]]], force: bool = False
-) -> Path | None:
-    """Write a split in one step, so that no reader ever sees half of it.
-
-    Returns:
-        The backup of the file that was replaced, None if there was none. A backup never
-        replaces an earlier one.
-
-    Raises:
-        FileExistsError: there is another split and ``force`` is not set.
-    """
-    if not require_replaceable(file, split, force):
-        return None
-    backup = _back_up(file) if file.exists() else None
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            json.dump(split, stream, indent=4)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return backup
-
-
-def _back_up(file: Path) -> Path:
-    content, number = file.read_bytes(), 1
-    while True:
-        backup = file.with_name(f"{file.stem}.backup{number}{file.suffix}")
-        try:
-            with open(backup, "xb") as stream:  # fails on an earlier backup
-                stream.write(content)
-            return backup
-        except FileExistsError:
-            number += 1
-
-
-def dataset_name(dataset: str) -> str:
-    """Full name of a dataset in nnUNet_raw or nnUNet_preprocessed.
-
-    Args:
-        dataset: number or full name, e.g. "27" or "Dataset027_ACDC".
-
-    Raises:
-        ValueError: nnUNet_raw is not set; no or no unique such dataset.
-    """
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
-    raw = nnunet_folder("nnUNet_raw")
-    try:
-        return str(maybe_convert_to_dataset_name(dataset))
-    except (RuntimeError, ValueError) as error:
-        if "More than one" in str(error):
-            raise ValueError(f"More than one dataset has the number {dataset}.") from None
-        raise ValueError(f"There is no dataset {dataset} in {raw}.") from None
-
-
-def read_plans(dataset_name: str, plans_name: str, configuration: str) -> tuple[dict, dict]:
-    """Plans and dataset.json of a planned dataset.
-
-    Raises:
-        ValueError: nnUNet_preprocessed is not set; the plans do not know the configuration.
-        FileNotFoundError: the dataset was not planned yet.
-    """
-    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name
-    file = folder / f"{plans_name}.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{dataset_name} has no plans {file}. Run first: nnUNetv2_plan_and_preprocess "
-            f"-d {int(dataset_name[7:10])}"
-        )
-    plans = read_json(file)
-    if configuration not in plans["configurations"]:
-        raise ValueError(
-            f"{file} has no configuration {configuration}, but "
-            f"{', '.join(plans['configurations'])}."
-        )
-    return plans, read_json(folder / "dataset.json")
-
-
-def training_cases(dataset: str) -> tuple[str, list[str]]:
-    """Name and case identifiers of a dataset in nnUNet_raw, as nnU-Net itself lists them.
-
-    Args:
-        dataset: number or full name, e.g. "27" or "Dataset027_ACDC".
-
-    Raises:
-        ValueError: nnUNet_raw is not set; no or no unique such dataset; no case in it.
-    """
-    from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
-
-    raw, name = nnunet_folder("nnUNet_raw"), dataset_name(dataset)
-    description = raw / name / "dataset.json"
-    if not description.is_file():
-        raise ValueError(f"There is no dataset {dataset} in {raw}: {description} is missing.")
-    content = read_json(description)
-    if "file_ending" not in content:
-        raise ValueError(f'{description} has no "file_ending", which nnU-Net needs.')
-    if "dataset" in content:  # then the files may lie anywhere
-        cases = sorted(content["dataset"])
-    else:
-        images = raw / name / "imagesTr"
-        if not images.is_dir():
-            raise ValueError(f"There is no folder {images}.")
-        found = get_identifiers_from_splitted_dataset_folder(str(images), content["file_ending"])
-        cases = [str(case) for case in found if not case.startswith(".")]  # macOS leaves such
-    if not cases:
-        raise ValueError(f"{name} has no training case.")
-    return name, cases
-
-
-def split_file(dataset_name: str, make_folder: bool = False) -> Path:
-    """Where nnU-Net reads the dataset's split.
-
-    Args:
-        dataset_name: full name.
-        make_folder: of a dataset that was not planned yet.
-
-    Raises:
-        ValueError: nnUNet_preprocessed is not set, or the dataset is not in it yet.
-    """
-    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name
-    if make_folder:
-        folder.mkdir(parents=True, exist_ok=True)
-    if not folder.is_dir():
-        raise ValueError(
-            f"{dataset_name} is not preprocessed yet. Run first: nnUNetv2_plan_and_preprocess "
-            f"-d {int(dataset_name[7:10])}"
-        )
-    return folder / "splits_final.json"
-
-
-def nnunet_folder(variable: str) -> Path:
-    """The folder that one of nnU-Net's environment variables names.
-
-    Raises:
-        ValueError: the variable is not set.
-    """
-    from nnunetv2 import paths
-
-    folder = getattr(paths, variable)
-    if not folder.is_set():
-        raise ValueError(f"The environment variable {variable} is not set; nnU-Net needs it too.")
-    return Path(folder)

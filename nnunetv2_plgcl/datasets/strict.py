@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.split import read_json, read_split
+from nnunetv2_plgcl.datasets.files import read_json, read_split
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, labelled_images, some
 
 JOURNAL = "plgcl_strict.json"

@@ -15,7 +15,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_plgcl.datasets.split import (
+from nnunetv2_plgcl.datasets.files import (
     dataset_name,
     nnunet_folder,
     read_plans,

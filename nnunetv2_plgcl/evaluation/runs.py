@@ -16,7 +16,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_plgcl.config import PLANS_KEY
-from nnunetv2_plgcl.datasets.split import nnunet_folder
+from nnunetv2_plgcl.datasets.files import nnunet_folder
 from nnunetv2_plgcl.datasets.unlabelled import some
 
 FINAL = "checkpoint_final.pth"

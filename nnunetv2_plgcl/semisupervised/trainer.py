@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_plgcl.config import config_from_plans
 from nnunetv2_plgcl.datasets.check import check_training
-from nnunetv2_plgcl.datasets.split import read_split
+from nnunetv2_plgcl.datasets.files import read_split
 from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,

@@ -9,13 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nnunetv2_plgcl import commands
-from nnunetv2_plgcl.datasets.split import (
-    group_cases,
-    guess_group_pattern,
-    make_split,
-    parse_amount,
-    write_split,
-)
+from nnunetv2_plgcl.datasets.files import write_split
+from nnunetv2_plgcl.datasets.split import group_cases, guess_group_pattern, make_split, parse_amount
 
 PARTS = {"train", "val", "unlabelled"}
 

@@ -14,12 +14,7 @@ from nnunetv2_plgcl.datasets.convert.acdc import ACDC
 from nnunetv2_plgcl.datasets.convert.crag import CRAG
 from nnunetv2_plgcl.datasets.convert.kits19 import KITS19
 from nnunetv2_plgcl.datasets.convert.source import Download, RawCase, Source, refuse_collisions
-from nnunetv2_plgcl.datasets.split import (
-    nnunet_folder,
-    read_json,
-    require_replaceable,
-    write_split,
-)
+from nnunetv2_plgcl.datasets.files import nnunet_folder, read_json, require_replaceable, write_split
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
 from nnunetv2_plgcl.workers import mend_and_run_again, naming, run_all
