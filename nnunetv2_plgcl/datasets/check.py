@@ -282,9 +282,8 @@ def _values(cases: Sequence[str], images: Mapping[str, ImageSummary]) -> Iterato
             "error", f"{some(not_finite)}: NaN or infinite values. Mend or remove the images."
         )
     flat = {
-        case: [low == high for low, high in zip(s.minimum, s.maximum, strict=True)]
-        for case, s in images.items()
-        if case in set(cases)
+        case: [a == b for a, b in zip(images[case].minimum, images[case].maximum, strict=True)]
+        for case in cases
     }
     constant = [case for case in cases if all(flat[case])]
     partly = [case for case in cases if any(flat[case]) and not all(flat[case])]
