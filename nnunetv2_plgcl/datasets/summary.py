@@ -19,6 +19,7 @@ from tqdm import tqdm
 from nnunetv2_plgcl.datasets.integrity import require_whole
 
 CACHE = "plgcl_images.json"  # in the preprocessed dataset's folder
+NIFTI1 = 348  # bytes of its header
 IN_THIS_PROCESS = 64  # so few images are read before worker processes have started
 
 
@@ -103,10 +104,14 @@ def _is_finite(file: Path) -> bool:
     if not file.name.endswith((".nii", ".nii.gz")):
         return True
     import nibabel
+    from nibabel.openers import ImageOpener
 
-    image: Any = nibabel.load(file)
-    if not np.issubdtype(image.get_data_dtype(), np.floating):
+    with ImageOpener(str(file)) as stream:  # most images hold integers: then their header is enough
+        header = nibabel.Nifti1Header(stream.read(NIFTI1), check=False)
+    is_float = np.issubdtype(header.get_data_dtype(), np.floating)
+    if header["sizeof_hdr"] == NIFTI1 and not is_float:
         return True
+    image: Any = nibabel.load(file)
     return bool(np.isfinite(np.asanyarray(image.dataobj)).all())
 
 
