@@ -112,15 +112,12 @@ def split(argv: Sequence[str] | None = None) -> None:
 
 
 def _warn_of_patients_in_images_un(raw: Path, pattern: str, validation: Sequence[str]) -> None:
-    import re
-
-    from nnunetv2_plgcl.datasets.split import group_cases
+    from nnunetv2_plgcl.datasets.split import group_cases, group_matching
     from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
 
     folder = raw / UNLABELLED_IMAGES
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    unlabelled = group_cases([name for name in names if re.search(pattern, name)], pattern)
-    both = sorted(set(unlabelled) & set(group_cases(validation, pattern)))
+    both = sorted(set(group_matching(names, pattern)) & set(group_cases(validation, pattern)))
     if both:
         print(
             f"Warning: {len(both)} validation patients have images in {folder} too, {both[0]} for "
@@ -309,7 +306,7 @@ def compare(argv: Sequence[str] | None = None) -> None:
         "--run", action="store_true", help="train and predict what is missing; run again to go on"
     )
     parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N",
+        "--seeds", type=_positive, default=1, metavar="N",
         help="repetitions; from the second on with plans of their own, PLANS_seed1, ... "
         "(default 1)",
     )  # fmt: skip
@@ -335,8 +332,6 @@ def compare(argv: Sequence[str] | None = None) -> None:
         "--np", "-np", type=_positive, default=4, help="worker processes (default %(default)s)"
     )
     args = parser.parse_args(argv)
-    if args.seeds < 1:
-        parser.error("--seeds is at least 1")
     if len(set(args.tr)) != len(args.tr) or len(set(args.f)) != len(args.f):
         parser.error("a trainer or a fold is named twice")
     if any("=" not in option for option in args.slurm):

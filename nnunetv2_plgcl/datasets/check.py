@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,12 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2_plgcl.config import config_from_plans
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.datasets.files import read_group_pattern, read_split
-from nnunetv2_plgcl.datasets.split import EVERY_CASE_ITSELF, group_cases, guess_group_pattern
+from nnunetv2_plgcl.datasets.split import (
+    EVERY_CASE_ITSELF,
+    group_cases,
+    group_matching,
+    guess_group_pattern,
+)
 from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.summary import CACHE, ImageSummary, summaries
 from nnunetv2_plgcl.datasets.unlabelled import (
@@ -209,9 +213,7 @@ def check_parts(
     cases = {case for part in PARTS for case in parts[part]}
     pattern = group_by or guess_group_pattern(sorted(cases))
     group_cases({*parts["labelled"], *parts["validation"]}, pattern)
-    # images without a label may be named otherwise: such a case is its own patient
-    foreign = {case for case in set(parts["unlabelled"]) if not re.search(pattern, case)}
-    groups = group_cases(cases - foreign, pattern)
+    groups = group_matching(cases, pattern)
     if pattern == EVERY_CASE_ITSELF:
         yield Finding(
             "note",

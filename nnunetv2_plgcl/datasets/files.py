@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,26 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged, it is not JSON: {error}") from None
+
+
+def write_json(file: Path, content: object) -> None:
+    """Write in one step, so that no reader ever sees half of it."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def states_of(files: Iterable[Path]) -> list[list]:
+    """Name, size and time of each file: other ones where a file was replaced or is gone."""
+    return [[str(file), *_size_and_time(file)] for file in files]
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def read_split(file: Path) -> list[dict[str, list[str]]]:

@@ -85,6 +85,12 @@ def group_cases(cases: Iterable[str], pattern: str) -> dict[str, list[str]]:
     return dict(sorted(groups.items()))
 
 
+def group_matching(names: Iterable[str], pattern: str) -> dict[str, list[str]]:
+    """``group_cases`` of those names in which the pattern finds something: images without a label
+    may be named otherwise."""
+    return group_cases([name for name in names if re.search(pattern, name)], pattern)
+
+
 def parse_amount(words: Sequence[str]) -> Amount:
     """Read an amount from the command line.
 

@@ -7,14 +7,13 @@ raw dataset tells the way back. Source: ours.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.files import read_json, read_split
+from nnunetv2_plgcl.datasets.files import read_json, read_split, write_json
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, labelled_images, some
 
 JOURNAL = "plgcl_strict.json"
@@ -45,8 +44,8 @@ def hide_labels(raw: Path, preprocessed: Path, cases: Sequence[str]) -> None:
     """
     dataset, moves = _planned(raw, cases)
     journal = {"cases": sorted(cases), "numTraining": dataset["numTraining"]}
-    _write(raw / JOURNAL, {**journal, "moves": [[str(a.relative_to(raw)), str(b.relative_to(raw))]
-                                                for a, b in moves]})  # fmt: skip
+    relative = [[str(a.relative_to(raw)), str(b.relative_to(raw))] for a, b in moves]
+    write_json(raw / JOURNAL, {**journal, "moves": relative})
     try:
         for source, target in moves:
             target.parent.mkdir(exist_ok=True)
@@ -56,7 +55,7 @@ def hide_labels(raw: Path, preprocessed: Path, cases: Sequence[str]) -> None:
         (raw / JOURNAL).unlink()
         raise
     remaining = len(labelled_images(raw, dataset))
-    _write(raw / "dataset.json", {**dataset, "numTraining": remaining})
+    write_json(raw / "dataset.json", {**dataset, "numTraining": remaining})
     (preprocessed / FINGERPRINT).unlink(missing_ok=True)
     for case in cases:
         copy = preprocessed / "gt_segmentations" / f"{case}{dataset['file_ending']}"
@@ -84,7 +83,7 @@ def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
             raise ValueError(f"{source} and {target} are both there: move one away.")
     _move_back(raw, moves)
     dataset = read_json(raw / "dataset.json")
-    _write(raw / "dataset.json", {**dataset, "numTraining": journal["numTraining"]})
+    write_json(raw / "dataset.json", {**dataset, "numTraining": journal["numTraining"]})
     cases: list[str] = journal["cases"]
     splits_file = preprocessed / "splits_final.json"
     splits = read_split(splits_file)
@@ -92,7 +91,7 @@ def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
         for fold in splits:
             known = {*fold["train"], *fold["val"], *fold.get("unlabelled", [])}
             fold["unlabelled"] = sorted({*fold.get("unlabelled", []), *(set(cases) - known)})
-        _write(splits_file, splits)
+        write_json(splits_file, splits)
     for folder in preprocessed.glob("*_unlabelled"):
         for case in cases:
             for ending in (".b2nd", ".pkl"):
@@ -162,9 +161,3 @@ def _moves(raw: Path, dataset: dict, cases: Sequence[str]) -> Iterator[tuple[Pat
             yield label, raw / HIDDEN_LABELS / label.name
         for image in images[case]:
             yield image, raw / UNLABELLED_IMAGES / image.name
-
-
-def _write(file: Path, content: object) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=4))
-    os.replace(temporary, file)

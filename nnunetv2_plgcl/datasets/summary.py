@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunetv2_plgcl.datasets.files import states_of
 from nnunetv2_plgcl.datasets.integrity import require_whole
 
 CACHE = "plgcl_images.json"  # in the preprocessed dataset's folder
@@ -128,7 +129,7 @@ def summaries(
         processes: to read many images with.
     """
     remembered = _read_cache(cache)
-    states = {case: _state(files) for case, files in images.items()}
+    states = {case: states_of(files) for case, files in images.items()}
     found = {
         case: _from_json(remembered[case]["summary"])
         for case, state in states.items()
@@ -163,19 +164,6 @@ def _count(pairs: Any, bar: tqdm) -> Any:
     for pair in pairs:
         bar.update()
         yield pair
-
-
-def _state(files: Sequence[Path]) -> list[list]:
-    """Changes where a file was replaced."""
-    return [[str(f), *_size_and_time(f)] for f in files]
-
-
-def _size_and_time(file: Path) -> tuple[int, int]:
-    try:
-        status = file.stat()
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _from_json(values: dict[str, Any]) -> ImageSummary:

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from nnunetv2_plgcl.config import PLANS_KEY
-from nnunetv2_plgcl.datasets.files import nnunet_folder, read_json
+from nnunetv2_plgcl.datasets.files import nnunet_folder, read_json, states_of
 from nnunetv2_plgcl.datasets.unlabelled import images_by_case
 from nnunetv2_plgcl.evaluation.runs import FINAL, LABELLED, PEAK_MEMORY, RECORD, Run, read_record
 from nnunetv2_plgcl.workers import run_logged
@@ -146,8 +146,7 @@ def is_predicted(run: Run, images: Mapping[str, Sequence[Path]], predictions: Pa
 def _origin(run: Run, images: Mapping[str, Sequence[Path]]) -> dict[str, list]:
     """Changes where the model was trained again, or an image was replaced."""
     files = [run.folder / FINAL, *(file for case in sorted(images) for file in images[case])]
-    states = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    return {"cases": sorted(images), "files": states}
+    return {"cases": sorted(images), "files": states_of(file.resolve() for file in files)}
 
 
 def _predict(job: Job, images: str, predictions: str) -> None:

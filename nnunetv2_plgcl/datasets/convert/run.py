@@ -14,7 +14,14 @@ from nnunetv2_plgcl.datasets.convert.acdc import ACDC
 from nnunetv2_plgcl.datasets.convert.crag import CRAG
 from nnunetv2_plgcl.datasets.convert.kits19 import KITS19
 from nnunetv2_plgcl.datasets.convert.source import Download, RawCase, Source, refuse_collisions
-from nnunetv2_plgcl.datasets.files import nnunet_folder, read_json, require_replaceable, write_split
+from nnunetv2_plgcl.datasets.files import (
+    nnunet_folder,
+    read_json,
+    require_replaceable,
+    states_of,
+    write_json,
+    write_split,
+)
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
 from nnunetv2_plgcl.workers import mend_and_run_again, naming, run_all
@@ -181,18 +188,12 @@ def _keep_what_still_holds(
             for file in (f"images{origin[0]}/{name}_0000", f"labels{origin[0]}/{name}"):
                 (staging / f"{file}{source.file_ending}").unlink(missing_ok=True)
     staging.mkdir(exist_ok=True)
-    temporary = staging / f".{MANIFEST}"
-    temporary.write_text(json.dumps(now), encoding="utf-8")
-    os.replace(temporary, manifest)
+    write_json(manifest, now)
 
 
 def _origin(case: RawCase) -> list:
     """Changes where a case would be written elsewhere, or its files were replaced."""
-    states = [
-        [str(file), file.stat().st_size, file.stat().st_mtime_ns]
-        for file in (*case.image, *(case.label or ()))
-    ]
-    return [case.part, case.frame, *states]
+    return [case.part, case.frame, *states_of((*case.image, *(case.label or ())))]
 
 
 def apply_protocol(cases: list[RawCase], protocol: Protocol) -> list[RawCase]:
