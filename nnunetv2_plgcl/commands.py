@@ -316,6 +316,10 @@ def compare(argv: Sequence[str] | None = None) -> None:
         help="options for sbatch, e.g. partition=gpu time=1-00:00:00",
     )  # fmt: skip
     parser.add_argument(
+        "--jobs", type=_positive, default=1, metavar="N",
+        help="trainings at once on this machine, all on the same device (default %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "-device", choices=("cuda", "cpu", "mps"), default="cuda",
         help="for --run and --test (default: %(default)s)",
     )  # fmt: skip
@@ -338,6 +342,8 @@ def compare(argv: Sequence[str] | None = None) -> None:
         parser.error("--slurm takes NAME=VALUE")
     if args.slurm and args.launcher != "slurm":
         parser.error("--slurm needs --launcher slurm")
+    if args.jobs > 1 and args.launcher != "local":
+        parser.error("--jobs needs --launcher local: Slurm decides how many jobs run at once")
 
     from nnunetv2_plgcl.evaluation.compare import Request
     from nnunetv2_plgcl.evaluation.compare import compare as run_comparison
@@ -348,7 +354,8 @@ def compare(argv: Sequence[str] | None = None) -> None:
                 dataset=args.d, configuration=args.c, folds=args.f, trainers=args.tr,
                 output=args.o, plans=args.p, test=tuple(args.test) if args.test else None,
                 run=args.run, seeds=args.seeds, launcher=args.launcher,
-                slurm=dict(option.split("=", 1) for option in args.slurm), device=args.device,
+                slurm=dict(option.split("=", 1) for option in args.slurm), jobs=args.jobs,
+                device=args.device,
                 voxel=args.voxel, trust_split=args.trust_split, processes=args.np,
             )
         )  # fmt: skip

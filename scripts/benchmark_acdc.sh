@@ -9,15 +9,16 @@
 # Needs: the package installed (its environment activated); no variable of nnU-Net's.
 # Settings: ITERATIONS SEEDS=3 PATIENTS="7 3 14" UPPER=1 (0: no upper line)
 #           TRAINERS="nnUNetTrainer ..." (the baseline first) WORK=benchmark_acdc
+#           JOBS=1 (trainings at once; as many as cores is quickest on a CPU with bfloat16)
 #           PLANS=nnUNetPlans (or a copy of them with settings under "plgcl") CONFIG DEVICE
 # Results: WORK/ITERATIONS_PATIENTS_PLANS/ (tables, report), WORK/results.csv with the commit.
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source=${1:?"Name a folder: ACDC in nnU-Net's raw layout"}
 iterations=${ITERATIONS:?} config=${CONFIG:?} device=${DEVICE:?}
-seeds=${SEEDS:-3} plans=${PLANS:-nnUNetPlans}
-if ! [[ $iterations =~ ^[0-9]+$ ]] || ((iterations < 100 || iterations % (iterations < 10000 ? 100 : 500))); then
-    echo "ITERATIONS must be a multiple of 100, from 10000 on of 500, but is $iterations." >&2
+seeds=${SEEDS:-3} jobs=${JOBS:-1} plans=${PLANS:-nnUNetPlans}
+if ! [[ $iterations =~ ^[0-9]+$ ]] || ((iterations < 100 || iterations % (iterations < 2000 ? 100 : iterations < 10000 ? 250 : 500))); then
+    echo "ITERATIONS must be a multiple of 100, from 2000 on of 250, from 10000 on of 500, not $iterations." >&2
     exit 2
 fi
 work=$(mkdir -p "${WORK:-benchmark_acdc}" && cd "${WORK:-benchmark_acdc}" && pwd)
@@ -36,11 +37,12 @@ export nnUNet_raw=$work/raw nnUNet_preprocessed=$work/preprocessed
 export nnUNet_results=$work/results_$iterations # nnU-Net's names know no iterations
 export nnUNet_extTrainer=$scripts/benchmark_trainers${nnUNet_extTrainer:+:$nnUNet_extTrainer}
 export PLGCL_BENCHMARK_ITERATIONS=$iterations
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # waiting threads do not slow their neighbours
 mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"
 env -u nnUNet_n_proc_DA python3 "$scripts/prepare_acdc_benchmark.py" "$source" -d 27 -c "$config"
 if [ "$device" = cpu ]; then
     export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0} # loading is a tenth of a step: no workers
+    threads=$(($(nproc) / jobs))
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 fi
 
 declare -A fold_of=([7]=0 [14]=1 [3]=2)
@@ -49,7 +51,7 @@ compare() { # patients, fold, trainers
     local output=$work/${iterations}_$1_$plans fold=$2
     shift 2
     nnUNetv2_plgcl_compare -d 27 -c "$config" -f "$fold" -tr "${@/%/_benchmark}" -p "$plans" \
-        --run --seeds "$seeds" --voxel -device "$device" -o "$output" --np 2
+        --run --jobs "$jobs" --seeds "$seeds" --voxel -device "$device" -o "$output" --np 2
     python3 "$scripts/collect_benchmark.py" "$work"
 }
 for number in "${patients[@]}"; do

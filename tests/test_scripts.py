@@ -45,16 +45,53 @@ def test_benchmark_folds_are_those_of_the_literature(acdc):
     assert not {*validation} & {*published["train"]} and len(validation) == 20
 
 
-def test_benchmark_trainers_differ_in_length_alone(monkeypatch):
+def test_benchmark_trainers_differ_in_length_and_precision_alone(monkeypatch):
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
 
     monkeypatch.setenv("nnUNet_extTrainer", str(SCRIPTS / "benchmark_trainers"))
     monkeypatch.setenv("PLGCL_BENCHMARK_ITERATIONS", "300")
+    nothing = {"__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
     for name in ("nnUNetTrainer", "nnUNetTrainerPLGCL", "nnUNetTrainerPLGCL_noWarmup"):
         found = find(f"{name}_benchmark")
-        assert found.__bases__[0].__name__ == name
-        assert set(vars(found)) <= {"__init__", "__module__", "__doc__", "__firstlineno__",
-                                    "__static_attributes__"}  # fmt: skip
+        precision, trainer = found.__bases__
+        assert trainer.__name__ == name
+        assert set(vars(found)) <= {"__init__", *nothing}
+        assert set(vars(precision)) <= {"_autocast", "_build_loss", "train_step", "optimise",
+                                        *nothing}  # fmt: skip
+
+
+def test_benchmark_networks_run_in_bfloat16_and_losses_in_float32(monkeypatch):
+    monkeypatch.setenv("PLGCL_BENCHMARK_ITERATIONS", "300")
+    module = load("benchmark_trainers/benchmark_trainers")
+
+    class Loss(torch.nn.Module):
+        def forward(self, output, target):
+            return (output[0] @ target).sum()  # autocast would cast a product of matrices
+
+    seen = {}
+
+    class Trainer(module.nnUNetTrainer):
+        def __init__(self):
+            self.device = torch.device("cpu")
+            self.loss = self._build_loss()
+
+        def _build_loss(self):
+            return Loss()
+
+        def train_step(self, batch):
+            seen["logits"] = batch @ batch
+            seen["loss"] = self.loss([seen["logits"]], batch)
+            self.optimise(seen["loss"])
+
+        def optimise(self, loss):
+            seen["backward"] = batch @ batch
+
+    batch = torch.rand(4, 4)
+    type("Benchmark", (module._MixedPrecision, Trainer), {})().train_step(batch)
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert seen["logits"].dtype == (torch.bfloat16 if supported else torch.float32)
+    assert seen["loss"].dtype == seen["backward"].dtype == torch.float32
+    assert seen["loss"] == (seen["logits"].float() @ batch).sum()
 
 
 def test_the_papers_rows_stand_under_the_nearest_share():

@@ -54,6 +54,7 @@ class Request:
         seeds: repetitions.
         launcher: "local" or "slurm".
         slurm: options for sbatch.
+        jobs: trainings at once with the launcher "local".
         device: to train and predict on.
         voxel: distances in voxels instead of mm.
         trust_split: see ``runs.require_alike``.
@@ -71,6 +72,7 @@ class Request:
     seeds: int = 1
     launcher: str = "local"
     slurm: Mapping[str, str] = field(default_factory=dict)
+    jobs: int = 1
     device: str = "cuda"
     voxel: bool = False
     trust_split: bool = False
@@ -198,7 +200,7 @@ def _train_and_predict(
         launch.launch_slurm(jobs, request.output / "logs", request.slurm)
     elif jobs:
         launch.require_device(request.device)
-        launch.launch_local(jobs, request.output / "logs")
+        launch.launch_local(jobs, request.output / "logs", request.jobs)
     return predictions
 
 

@@ -1,4 +1,4 @@
-"""Train and predict what a comparison lacks: here one after the other, or through Slurm.
+"""Train and predict what a comparison lacks: on this machine, or through Slurm.
 
 Each training is nnU-Net's own command in a process of its own; only its record is ours.
 """
@@ -9,8 +9,10 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -166,18 +168,30 @@ def _predict(job: Job, images: str, predictions: str) -> None:
     (Path(predictions) / ORIGIN).write_text(json.dumps(origin))
 
 
-def launch_local(jobs: Sequence[Job], logs: Path) -> None:
-    """One after the other, each in a process of its own with a log file.
+def launch_local(jobs: Sequence[Job], logs: Path, at_once: int = 1) -> None:
+    """Here, each in a process of its own with a log file, ``at_once`` of them side by side.
 
     Raises:
-        RuntimeError: a job failed; with the end of its log.
+        RuntimeError: a job failed; with the end of its log. Those beside it are finished first,
+            no other is begun.
     """
-    bar = tqdm(total=len(jobs), desc="trainings", unit="run", disable=None)
-    with bar:
-        for job in jobs:
-            bar.set_postfix_str(str(job.run))
-            command = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
+
+    failed = threading.Event()
+
+    def run(job: Job) -> None:
+        if failed.is_set():
+            return
+        command = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
+        try:
             run_logged(command, os.environ, logs / f"{job.run.name}.txt")
+        except BaseException:
+            failed.set()
+            raise
+
+    bar = tqdm(total=len(jobs), desc="trainings", unit="run", disable=None)
+    with bar, ThreadPoolExecutor(at_once) as pool:
+        for finished in as_completed([pool.submit(run, job) for job in jobs]):
+            finished.result()
             bar.update()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,25 @@ def test_a_failing_training_shows_the_end_of_its_log(tmp_path, monkeypatch):
         launch_local(JOBS[:1], tmp_path)
     assert "splits_final.json" in str(told.value)
     assert (tmp_path / f"{JOBS[0].run.name}.txt").is_file()
+
+
+def test_jobs_run_side_by_side_where_asked(tmp_path, monkeypatch):
+    met = threading.Barrier(2, timeout=20)  # both must be running to pass
+    monkeypatch.setattr(launch, "run_logged", lambda *_: met.wait())
+    launch_local(JOBS, tmp_path, at_once=2)
+
+
+def test_after_a_failure_no_other_job_begins(tmp_path, monkeypatch):
+    begun = []
+
+    def fail(command, environment, log):
+        begun.append(log)
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(launch, "run_logged", fail)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        launch_local(JOBS, tmp_path)
+    assert len(begun) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
