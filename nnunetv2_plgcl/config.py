@@ -59,6 +59,17 @@ class PLGCLConfig:
         "teacher's probabilities, or their arg max, as the target of consistency [poster: silent]",
         choices=("soft", "hard"),
     )
+    consistency_loss: str = _parameter(
+        "cross_entropy",
+        "cross-entropy alone [poster], or with soft Dice as in nnU-Net's supervised loss [ours]",
+        choices=("cross_entropy", "dice_cross_entropy"),
+    )
+    confidence_threshold: float = _parameter(
+        0.0, "voxels where the teacher is less sure take no part in consistency [ours]", 0, 1
+    )
+    cutmix_probability: float = _parameter(
+        0.0, "share of unlabelled patches with a box pasted from another one [ours]", 0, 1
+    )
     contrastive_weight: float = _parameter(
         0.1, "gamma, weight of the contrastive loss [ours; authors' code has 0.5]", 0
     )

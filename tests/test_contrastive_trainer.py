@@ -128,6 +128,52 @@ def test_choices_combine(prepared, guide, embedding, expectation):
     assert all(sum(counts) > 0 for counts in log[progress.PATCHES])
 
 
+@pytest.mark.parametrize("embedding", ["feature", "crop"])
+def test_cutmix_keeps_images_features_and_pseudo_labels_of_both_networks_aligned(
+    prepared, embedding
+):
+    settings = {"cutmix_probability": 1.0, "warmup_fraction": 0.0, "embedding": embedding}
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, settings)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    batch = next(trainer.dataloader_train)
+    weak, strong = trainer.unlabelled_views(like=batch["data"])
+    labelled = len(batch["data"])
+    seen = {}
+
+    def draw_windows(teacher, confidence):
+        seen.update(teacher=teacher, confidence=confidence)
+        return type(trainer).draw_windows(trainer, teacher, confidence)
+
+    def student_logits(images):
+        seen["images"] = images
+        return type(trainer).student_logits(trainer, images)
+
+    trainer.unlabelled_views = lambda like: (weak, strong)
+    trainer.draw_windows, trainer.student_logits = draw_windows, student_logits
+    plain = trainer.pseudo_label(weak)
+    plain_features = trainer.teacher_features.take() if embedding == "feature" else []
+    torch.manual_seed(0)
+    mix = trainer.cutmix(strong)
+    torch.manual_seed(0)
+    trainer.train_step(batch)
+    assert not torch.equal(mix(strong), strong)
+    images, features = seen["teacher"]
+    assert torch.equal(seen["images"][labelled:], mix(strong))
+    assert torch.equal(images[labelled:], mix(weak))
+    torch.testing.assert_close(seen["confidence"][labelled:], mix(plain))
+    for stage, unmixed in zip(features, plain_features, strict=True):
+        torch.testing.assert_close(stage[labelled:], mix(unmixed))
+
+
+@pytest.mark.parametrize("target", ["soft", "hard"])
+def test_consistency_with_dice_and_a_threshold(prepared, target):
+    settings = {"consistency_loss": "dice_cross_entropy", "consistency_target": target,
+                "confidence_threshold": 0.3, "cutmix_probability": 0.5}  # fmt: skip
+    log = train(make_trainer(tiny(nnUNetTrainerPLGCL), prepared, settings))
+    assert log["loss_consistency"][0] == 0 and log["loss_consistency"][-1] != 0
+
+
 def test_several_feature_stages(prepared):
     trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"feature_stages": [-1, 0]})
     assert train(trainer)["loss_contrastive"][-1] > 0

@@ -12,10 +12,11 @@ class nnUNetTrainerMeanTeacher(nnUNetTrainerSemiSupervised):
     def train_step(self, batch: dict) -> dict:
         images, target = self.labelled_batch(batch)
         weak, strong = self.unlabelled_views(like=images)
+        mix = self.cutmix(strong)
         with self.autocast():
             # 1. the teacher's pseudo-labels of the weak view
-            pseudo_label = self.pseudo_label(weak)
-            logits = self.student_logits(torch.cat((images, strong)))
+            pseudo_label = mix(self.pseudo_label(weak))
+            logits = self.student_logits(torch.cat((images, mix(strong))))
             # 4. the strong view agrees with them
             consistency = self.consistency_loss(logits[0][len(images) :], pseudo_label)
             # 5. supervision

@@ -17,6 +17,7 @@ from nnunetv2_plgcl.contrast.loss import closed_form_info_nce, sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.contrast.patches import Windows, every_window, window_statistics
 from nnunetv2_plgcl.semisupervised import progress
+from nnunetv2_plgcl.semisupervised.cutmix import CutMix
 from nnunetv2_plgcl.semisupervised.pseudo_label import label_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
@@ -42,13 +43,15 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
     def train_step(self, batch: dict) -> dict:
         images, target = self.labelled_batch(batch)
         weak, strong = self.unlabelled_views(like=images)
+        mix = self.cutmix(strong)
+        strong = mix(strong)
         with self.autocast():
             # 1. pseudo-labels: the teacher's on the weak view, the label where there is one
-            pseudo_label = self.pseudo_label(weak)
+            pseudo_label = mix(self.pseudo_label(weak))
             confidence = torch.cat((self.label_maps(target), pseudo_label))
             logits = self.student_logits(torch.cat((images, strong)))
             student = self.seen_by_student(images, strong)
-            teacher = self.seen_by_teacher(images, weak)
+            teacher = self.seen_by_teacher(images, weak, mix)
             # 2. class-wise windows
             windows = self.draw_windows(teacher, confidence)
             # 3. embeddings, positives and negatives
@@ -115,13 +118,13 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
         both = torch.cat((images, strong))
         return both, [] if self._embeds_crops else self.student_features.take()
 
-    def seen_by_teacher(self, images: Tensor, weak: Tensor) -> Seen:
-        """The same of the teacher. The weak view went through it already; labelled images need
-        its encoder only."""
-        both = torch.cat((images, weak))
+    def seen_by_teacher(self, images: Tensor, weak: Tensor, mix: CutMix) -> Seen:
+        """The same of the teacher, mixed as the student's. The weak view went through it already;
+        labelled images need its encoder only."""
+        both = torch.cat((images, mix(weak)))
         if self._embeds_crops:
             return both, []
-        of_weak = [self.teacher_features.take()] if len(weak) else []
+        of_weak = [[mix(stage) for stage in self.teacher_features.take()]] if len(weak) else []
         with torch.no_grad():
             self.teacher.module.get_submodule("encoder")(images)
         parts = self.teacher_features.take(), *of_weak

@@ -25,9 +25,11 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch._dynamo import OptimizedModule
@@ -47,6 +49,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
 from nnunetv2_plgcl.semisupervised import checkpoint as checkpoints
 from nnunetv2_plgcl.semisupervised import progress
 from nnunetv2_plgcl.semisupervised.consistency import consistency_loss, sigmoid_rampup
+from nnunetv2_plgcl.semisupervised.cutmix import CutMix
 from nnunetv2_plgcl.semisupervised.pseudo_label import class_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher, swap_weights
 from nnunetv2_plgcl.semisupervised.unlabelled import UnlabelledDataset, unlabelled_dataset
@@ -119,6 +122,13 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         self.teacher = EMATeacher(self.student, self.config.ema_decay)
         self.teacher.module.decoder.deep_supervision = False  # type: ignore
         self._run_teacher = torch.compile(self.teacher) if self._do_i_compile() else self.teacher
+        self._soft_dice = MemoryEfficientSoftDiceLoss(
+            apply_nonlin=softmax_helper_dim1 if self.exclusive else torch.sigmoid,
+            batch_dice=self.configuration_manager.batch_dice,
+            do_bg=not self.exclusive,
+            smooth=1e-5,
+            ddp=self.is_ddp,
+        )
         self.logger.update_config({"plgcl": asdict(self.config)})
 
     @property
@@ -349,6 +359,10 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         with torch.no_grad():
             return class_probabilities(self._run_teacher(weak), self.exclusive)
 
+    def cutmix(self, strong: Tensor) -> CutMix:
+        """What mixes the strong view (B, C, *spatial) and all that is aligned with it."""
+        return CutMix(strong, self.config.cutmix_probability)
+
     def student_logits(self, images: Tensor) -> list[Tensor]:
         """One student pass, one output per resolution of deep supervision, the finest first."""
         output = self.network(images)
@@ -362,8 +376,15 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
 
     def consistency_loss(self, strong_logits: Tensor, pseudo_label: Tensor) -> Tensor:
         """Poster step 4, see ``consistency.consistency_loss``."""
-        hard = self.config.consistency_target == "hard"
-        return consistency_loss(strong_logits, pseudo_label, hard, self.exclusive)
+        config = self.config
+        return consistency_loss(
+            strong_logits,
+            pseudo_label,
+            config.consistency_target == "hard",
+            self.exclusive,
+            config.confidence_threshold,
+            self._soft_dice if config.consistency_loss == "dice_cross_entropy" else None,
+        )
 
     def optimise(self, loss: Tensor) -> None:
         """One optimiser step. nnUNetTrainer.train_step (nnU-Net 2.8.1) holds these lines between

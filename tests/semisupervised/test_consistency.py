@@ -41,6 +41,39 @@ def test_region_consistency_is_the_mean_binary_cross_entropy(hard):
     assert loss.item() == pytest.approx(total / logits.numel(), rel=1e-5)
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_voxels_below_the_threshold_weigh_nothing(exclusive):
+    logits, target = logits_and_probabilities()
+    logits.requires_grad_()
+    threshold = 0.6
+    consistency_loss(logits, target, False, exclusive, threshold).backward()
+    least_sure = target.amax(1) if exclusive else torch.maximum(target, 1 - target).amin(1)
+    assert torch.equal(logits.grad.abs().sum(1) > 0, least_sure >= threshold)
+    # and the others as without a threshold: the mean goes over all voxels
+    kept = logits.grad.clone()
+    logits.grad = None
+    consistency_loss(logits, target, False, exclusive).backward()
+    sure = (least_sure >= threshold)[:, None].expand_as(kept)
+    torch.testing.assert_close(kept[sure], logits.grad[sure])
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_dice_term_is_nnunets_with_the_same_target_and_mask(hard):
+    logits, target = logits_and_probabilities()
+    seen = {}
+
+    def dice(x, y, loss_mask):
+        seen.update(y=y, mask=loss_mask)
+        return x.sum()
+
+    loss = consistency_loss(logits, target, hard, True, 0.5, dice)
+    plain = consistency_loss(logits, target, hard, True, 0.5)
+    torch.testing.assert_close(loss, plain + logits.sum())
+    expected = torch.nn.functional.one_hot(target.argmax(1), 3).movedim(-1, 1) if hard else target
+    torch.testing.assert_close(seen["y"], expected.float())
+    assert torch.equal(seen["mask"], target.amax(1, keepdim=True) >= 0.5)
+
+
 def test_no_gradient_reaches_the_teacher():
     logits, target = logits_and_probabilities()
     logits.requires_grad_(), target.requires_grad_()
