@@ -45,7 +45,7 @@ def test_benchmark_folds_are_those_of_the_literature(acdc):
     assert not {*validation} & {*published["train"]} and len(validation) == 20
 
 
-def test_benchmark_trainers_differ_in_length_and_speed_alone(monkeypatch):
+def test_benchmark_trainers_differ_in_length_and_precision_alone(monkeypatch):
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
 
     monkeypatch.setenv("nnUNet_extTrainer", str(SCRIPTS / "benchmark_trainers"))
@@ -53,11 +53,11 @@ def test_benchmark_trainers_differ_in_length_and_speed_alone(monkeypatch):
     nothing = {"__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
     for name in ("nnUNetTrainer", "nnUNetTrainerPLGCL", "nnUNetTrainerPLGCL_noWarmup"):
         found = find(f"{name}_benchmark")
-        faster, trainer = found.__bases__
+        precision, trainer = found.__bases__
         assert trainer.__name__ == name
         assert set(vars(found)) <= {"__init__", *nothing}
-        assert set(vars(faster)) <= {"_autocast", "_build_loss", "initialize", "train_step",
-                                     "optimise", *nothing}  # fmt: skip
+        assert set(vars(precision)) <= {"_autocast", "_build_loss", "train_step", "optimise",
+                                     *nothing}  # fmt: skip
 
 
 def test_benchmark_networks_run_in_bfloat16_and_losses_in_float32(monkeypatch):
@@ -87,7 +87,7 @@ def test_benchmark_networks_run_in_bfloat16_and_losses_in_float32(monkeypatch):
             seen["backward"] = batch @ batch
 
     batch = torch.rand(4, 4)
-    type("Benchmark", (module._FasterOnCPU, Trainer), {})().train_step(batch)
+    type("Benchmark", (module._MixedPrecision, Trainer), {})().train_step(batch)
     supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert seen["logits"].dtype == (torch.bfloat16 if supported else torch.float32)
     assert seen["loss"].dtype == seen["backward"].dtype == torch.float32

@@ -32,19 +32,12 @@ class _InFloat32(nn.Module):
             return self.loss([x.float() for x in output], target)
 
 
-class _FasterOnCPU(nnUNetTrainer):
-    """Mixed precision and channels last on a CPU. To be inherited beside a trainer."""
+class _MixedPrecision(nnUNetTrainer):
+    """Mixed precision on a CPU too. To be inherited beside a trainer."""
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
         able = self.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return torch.autocast("cpu", torch.bfloat16, enabled and able)
-
-    def initialize(self) -> None:
-        super().initialize()
-        if self.device.type == "cpu":
-            for network in (self.network, getattr(self, "teacher", None)):
-                if network is not None:
-                    network.to(memory_format=torch.channels_last)
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
@@ -69,7 +62,7 @@ def _benchmark(trainer: type[nnUNetTrainer]) -> type[nnUNetTrainer]:
         if device.type == "cpu" and "OMP_NUM_THREADS" in os.environ:  # nnU-Net takes all cores
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-    name, bases = f"{trainer.__name__}_benchmark", (_FasterOnCPU, trainer)
+    name, bases = f"{trainer.__name__}_benchmark", (_MixedPrecision, trainer)
     type_ = type(name, bases, {"__init__": __init__})
     return type_
 
