@@ -73,6 +73,9 @@ class PLGCLConfig:
     contrastive_weight: float = _parameter(
         0.1, "gamma, weight of the contrastive loss [ours; authors' code has 0.5]", 0
     )
+    contrastive_rampup_fraction: float = _parameter(
+        0.0, "share of all epochs over which gamma ramps up [ours]", 0, 1
+    )
     temperature: float = _parameter(0.2, "tau of InfoNCE [authors' code]", 0, None, None, True)
     anchors: int = _parameter(
         128, "windows drawn per iteration, spread over images and classes [authors' code]", 1

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import itertools
+import math
 import pkgutil
 from pathlib import Path
 
@@ -126,6 +127,25 @@ def test_choices_combine(prepared, guide, embedding, expectation):
     log = train(make_trainer(tiny(nnUNetTrainerPLGCL, 2, 2), prepared, settings))
     assert log["loss_contrastive"][-1] > 0
     assert all(sum(counts) > 0 for counts in log[progress.PATCHES])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_total_loss_is_the_weighted_sum_and_gamma_ramps_up(prepared, fraction):
+    settings = {"contrastive_weight": 2.0, "contrastive_rampup_fraction": fraction}
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL, epochs=2), prepared, settings)
+    steps = []
+
+    def finish_step(patches_per_class=None, **losses):
+        steps.append({**losses, "beta": trainer.consistency_rampup})
+        return type(trainer).finish_step(trainer, patches_per_class, **losses)
+
+    trainer.finish_step = finish_step
+    trainer.run_training()
+    # two epochs of two iterations; the ramp is over after the first epoch
+    ramp = [math.exp(-5), math.exp(-1.25), 1, 1] if fraction else [1] * 4
+    for step, gamma in zip(steps, ramp, strict=True):
+        total = step["loss_supervised"] + step["beta"] * step["loss_consistency"]
+        torch.testing.assert_close(step["loss"], total + 2 * gamma * step["loss_contrastive"])
 
 
 @pytest.mark.parametrize("embedding", ["feature", "crop"])

@@ -17,6 +17,7 @@ from nnunetv2_plgcl.contrast.loss import closed_form_info_nce, sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.contrast.patches import Windows, every_window, window_statistics
 from nnunetv2_plgcl.semisupervised import progress
+from nnunetv2_plgcl.semisupervised.consistency import sigmoid_rampup
 from nnunetv2_plgcl.semisupervised.cutmix import CutMix
 from nnunetv2_plgcl.semisupervised.pseudo_label import label_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher
@@ -62,7 +63,7 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
             supervised = self.supervised_loss([x[: len(images)] for x in logits], target)
             # 6. total, and the teacher follows
             beta = self.config.consistency_weight * self.consistency_rampup
-            gamma = self.config.contrastive_weight
+            gamma = self.config.contrastive_weight * self.contrastive_rampup
             loss = supervised + beta * consistency + gamma * contrastive
         self.optimise(loss)
         self.update_teacher()
@@ -193,6 +194,12 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
         """Share of the training that has passed, 0 to 1."""
         epochs = self.current_epoch + self.iteration_in_epoch / self.num_iterations_per_epoch
         return epochs / self.num_epochs
+
+    @property
+    def contrastive_rampup(self) -> float:
+        """Ramp of gamma at this iteration, from exp(-5) to 1."""
+        length = self.config.contrastive_rampup_fraction
+        return sigmoid_rampup(self.training_progress / length if length > 0 else 1.0)
 
     def finish_step(self, patches_per_class: Tensor | None = None, **losses: Tensor) -> dict:
         report = super().finish_step(patches_per_class, **losses)
