@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from training import make_trainer, tiny
+from training import assert_equal_to_the_bit, make_trainer, tiny
 
 from nnunetv2_plgcl import trainers
 from nnunetv2_plgcl.config import PLGCLConfig
@@ -192,6 +192,22 @@ def test_consistency_with_dice_and_a_threshold(prepared, target):
                 "confidence_threshold": 0.3, "cutmix_probability": 0.5}  # fmt: skip
     log = train(make_trainer(tiny(nnUNetTrainerPLGCL), prepared, settings))
     assert log["loss_consistency"][0] == 0 and log["loss_consistency"][-1] != 0
+
+
+@pytest.mark.parametrize("guide", ["entropy", "cosine"])
+def test_without_weight_on_the_contrast_it_is_the_mean_teacher_of_the_same_seed(prepared, guide):
+    """So trainers of one seed see the same batches: drawing windows does not disturb them."""
+    weights = []
+    for trainer_class, settings in (
+        (nnUNetTrainerMeanTeacher, {}),
+        (nnUNetTrainerPLGCL, {"contrastive_weight": 0, "guide": guide}),
+    ):
+        trainer = make_trainer(
+            tiny(trainer_class), prepared, {"cutmix_probability": 0.5, **settings}
+        )
+        trainer.run_training()
+        weights.append(trainer.student.state_dict())
+    assert_equal_to_the_bit(*weights)
 
 
 def test_several_feature_stages(prepared):

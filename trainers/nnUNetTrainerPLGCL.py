@@ -97,7 +97,13 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
         self.negatives = ClassMemory(classes, config.memory_length).to(self.device)
         guide = GUIDES[config.guide]
         self.guide = guide(config.balanced_sides) if guide.two_sided else guide()
+        # of its own, so that the mean teacher sees the same batches with the same seed
+        self.window_generator = torch.Generator(self.device)
         self._said_nothing_to_contrast = False
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.window_generator.manual_seed(int(self._epoch_seeds(2)[1]))
 
     def _embedder(self, network: nn.Module, head: nn.Module) -> nn.Module:
         if not self._embeds_crops:
@@ -148,11 +154,13 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
         per_map = math.ceil(self.config.anchors / (confidence.shape[0] * confidence.shape[1]))
         if not self.guide.needs_similarity:
             sides = 2 if self.guide.two_sided and self.config.balanced_sides else 1
-            return self.guide(window_statistics(confidence, size), sides * per_map)
+            statistics = window_statistics(confidence, size)
+            return self.guide(statistics, sides * per_map, generator=self.window_generator)
         statistics = window_statistics(confidence, size, stride=size)
         with torch.no_grad():
             embeddings = self.teacher_embed(*teacher, confidence, every_window(statistics))
-        return self.guide(statistics, per_map, cosine_similarity(embeddings, self.positives.mean()))
+        similarity = cosine_similarity(embeddings, self.positives.mean())
+        return self.guide(statistics, per_map, similarity, self.window_generator)
 
     def contrastive_loss(
         self, student: Seen, teacher: Seen, confidence: Tensor, windows: Windows
