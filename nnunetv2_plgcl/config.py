@@ -74,11 +74,11 @@ class PLGCLConfig:
         0.1, "gamma, weight of the contrastive loss [ours; authors' code has 0.5]", 0
     )
     contrastive_rampup_fraction: float = _parameter(
-        0.0, "share of all epochs over which gamma ramps up [ours]", 0, 1
+        1 / 3, "share of all epochs over which gamma ramps up [ours]", 0, 1
     )
     temperature: float = _parameter(0.2, "tau of InfoNCE [authors' code]", 0, None, None, True)
     anchors: int = _parameter(
-        128, "windows drawn per iteration, spread over images and classes [authors' code]", 1
+        128, "anchors per iteration, spread over images and classes [authors' code]", 1
     )
     memory_length: int = _parameter(
         4096, "embeddings remembered per class and side [authors' code]", 1
@@ -92,7 +92,7 @@ class PLGCLConfig:
         choices=("entropy", "lowest_entropy", "confidence", "cosine"),
     )
     balanced_sides: bool = _parameter(
-        False, "as many positives as negatives of each class, instead of sides by chance [ours]"
+        True, "as many positives as negatives of each class, instead of sides by chance [ours]"
     )
     embedding: str = _parameter(
         "feature",

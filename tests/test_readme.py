@@ -14,7 +14,7 @@ def test_the_settings_table_names_every_setting_with_its_default():
     table = {name: (default, meaning) for name, default, meaning in cells}
     for parameter in fields(PLGCLConfig):
         default = parameter.default
-        shown = f"{default:.2f}" if parameter.name == "warmup_fraction" else str(default)
+        shown = f"{default:.2f}" if default == 1 / 3 else str(default)
         shown = json.dumps(default) if isinstance(default, tuple) else shown
         assert table.pop(parameter.name) == (shown, parameter.metadata["doc"])
     assert not table, "settings that do not exist"
