@@ -175,7 +175,6 @@ def launch_local(jobs: Sequence[Job], logs: Path, at_once: int = 1) -> None:
         RuntimeError: a job failed; with the end of its log. Those beside it are finished first,
             no other is begun.
     """
-
     failed = threading.Event()
 
     def run(job: Job) -> None:

@@ -14,8 +14,8 @@ class CutMix:
 
     The same object mixes everything that belongs to the patches: the strong view that the
     student sees, the teacher's probabilities of the weak view, and feature maps, so all stay
-    aligned. Feature maps are mixed at their own resolution, a cell with the box's share of its
-    centre. Randomness is torch's, on the device; nothing waits for a GPU.
+    aligned. Feature maps are mixed at their own resolution: a cell lies in the box where its centre
+    does. Randomness is torch's, on the device; nothing waits for a GPU.
 
     Args:
         like: (B, C, *spatial), for shape and device.
