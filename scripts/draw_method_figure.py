@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nnunetv2_plgcl.contrast.embedding import masked_crops
 from nnunetv2_plgcl.contrast.patches import Windows, bernoulli_entropy
+from nnunetv2_plgcl.semisupervised.cutmix import CutMix
 
 POSITIVE, NEGATIVE = "#1b9e77", "#d95f02"
 SHOWN = 6  # windows of each side
@@ -88,12 +89,13 @@ def main() -> None:
         trainer.load_checkpoint(arguments.checkpoint)
         trainer.on_train_start()
         torch.manual_seed(arguments.seed)
+        trainer.window_generator.manual_seed(arguments.seed)
         np.random.seed(arguments.seed)
         images, target = trainer.labelled_batch(next(trainer.dataloader_train))
         weak, strong = trainer.unlabelled_views(like=images)
         with torch.no_grad():
             pseudo_label = trainer.pseudo_label(weak)
-            teacher = trainer.seen_by_teacher(images, weak)
+            teacher = trainer.seen_by_teacher(images, weak, CutMix(weak, probability=0))
             confidence = torch.cat((trainer.label_maps(target), pseudo_label))
             windows = trainer.draw_windows(teacher, confidence)
             student = trainer.student_logits(strong)[0].argmax(1)

@@ -270,8 +270,8 @@ def test_the_teacher_embeds_with_its_own_encoder_and_head(prepared, embedding):
         with torch.no_grad():
             trainer.network(image)
             student = trainer.seen_by_student(image, image[:0])
-            teacher = trainer.seen_by_teacher(image, image[:0])
-            torch.manual_seed(0)
+            teacher = trainer.seen_by_teacher(image, image[:0], trainer.cutmix(image[:0]))
+            trainer.window_generator.manual_seed(0)
             windows = trainer.draw_windows(teacher, confidence)
             return (
                 trainer.embed(*student, confidence, windows),
