@@ -115,7 +115,7 @@ def test_a_patient_of_the_validation_among_the_images_without_a_label(
     prepared, capsys, in_this_process
 ):
     """What the split noted as the patient is no guess: then the training stops, too."""
-    by_patient = ("-d", "901", "--labelled", "4", "--val", "2", "--group-by", r"patient\d+")
+    by_patient = ("-d", "901", "--labelled", "2", "--val", "2", "--group-by", r"patient\d+")
     commands.split([*by_patient, "--force"])
     (fold,) = json.loads((prepared.preprocessed / "splits_final.json").read_text())
     patient = fold["val"][0].partition("_")[0]

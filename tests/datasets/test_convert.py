@@ -196,7 +196,9 @@ def test_frames_of_the_film_become_unlabelled_images(
 
 
 @pytest.mark.parametrize("sliced", [False, True])
-def test_h5_files_give_back_the_integers(folders, volumes, in_this_process, sliced, capsys):
+def test_h5_files_give_back_the_integers(
+    acdc, folders, volumes, in_this_process, sliced, capsys
+):  # the phantom has no integers
     source = folders / "h5"
     source.mkdir()
     image, label = map(array, volumes[0])
