@@ -206,8 +206,7 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
     @property
     def contrastive_rampup(self) -> float:
         """Ramp of gamma at this iteration, from exp(-5) to 1."""
-        length = self.config.contrastive_rampup_fraction
-        return sigmoid_rampup(self.training_progress / length if length > 0 else 1.0)
+        return sigmoid_rampup(self.training_progress, self.config.contrastive_rampup_fraction)
 
     def finish_step(self, patches_per_class: Tensor | None = None, **losses: Tensor) -> dict:
         report = super().finish_step(patches_per_class, **losses)

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from nnunetv2_plgcl.config import PLANS_KEY
-from nnunetv2_plgcl.datasets.files import nnunet_folder, read_json, states_of
+from nnunetv2_plgcl.datasets.files import nnunet_folder, read_json, states_of, write_json
 from nnunetv2_plgcl.datasets.unlabelled import images_by_case
 from nnunetv2_plgcl.evaluation.runs import FINAL, LABELLED, PEAK_MEMORY, RECORD, Run, read_record
 from nnunetv2_plgcl.workers import run_logged
@@ -77,7 +77,7 @@ def write_plans_of_seed(run: Run) -> None:
     configuration[PLANS_KEY] = {**configuration.get(PLANS_KEY, {}), "seed": run.seed}
     file = folder / f"{run.plans_name}.json"
     if not file.is_file():
-        file.write_text(json.dumps(plans, indent=4))
+        write_json(file, plans)
         return
     there = json.loads(file.read_text())
     if there["configurations"].get(run.configuration) != configuration:
@@ -114,7 +114,7 @@ def _train(job: Job) -> None:
 
 def _note(run: Run, entries: dict[str, Any]) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / RECORD).write_text(json.dumps({**read_record(run), **entries}, indent=4))
+    write_json(run.folder / RECORD, {**read_record(run), **entries})
 
 
 def peak_memory(device: str) -> int | None:

@@ -53,11 +53,13 @@ def consistency_loss(
     return loss if dice is None else loss + dice(logits, target, loss_mask=sure)
 
 
-def sigmoid_rampup(progress: float) -> float:
+def sigmoid_rampup(passed: float, length: float = 1.0) -> float:
     """Weight in [exp(-5), 1] that grows as exp(-5 (1 - progress)^2), as in Mean Teacher
     (Tarvainen & Valpola, 2017).
 
     Args:
-        progress: share of the ramp that has passed; 1 from its end on.
+        passed: of the ramp, in any unit; from its end on the weight is 1.
+        length: of the ramp in that unit; 0 for no ramp.
     """
+    progress = passed / length if length > 0 else 1.0
     return math.exp(-5 * (1 - min(max(progress, 0.0), 1.0)) ** 2)

@@ -34,12 +34,13 @@ class CutMix:
             centre = (torch.arange(length, device=device).view(shape) + 0.5) / length
             mask = mask & (centre >= low) & (centre < low + share)
         self.mask = mask
+        self._never = probability == 0
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Mix (B, C, *spatial) of any resolution."""
-        mask = self.mask
-        if len(patches) == 0:
+        if self._never or len(patches) == 0:
             return patches
+        mask = self.mask
         if patches.shape[2:] != mask.shape[2:]:
             mask = F.interpolate(mask.float(), patches.shape[2:], mode="nearest-exact") > 0.5
         return torch.where(mask, patches.roll(1, 0), patches)

@@ -324,7 +324,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         epochs = self.current_epoch - self.warmup_epochs
         epochs += self.iteration_in_epoch / self.num_iterations_per_epoch
         length = self.config.consistency_rampup_fraction * (self.num_epochs - self.warmup_epochs)
-        return sigmoid_rampup(epochs / length if length > 0 else 1.0)
+        return sigmoid_rampup(epochs, length)
 
     def _epoch_seeds(self, number: int) -> np.ndarray:
         entropy = (self.config.seed, self.current_epoch, self.local_rank)
