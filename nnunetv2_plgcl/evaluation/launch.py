@@ -71,7 +71,7 @@ def write_plans_of_seed(run: Run) -> None:
     if run.seed == 0:
         return
     folder = nnunet_folder("nnUNet_preprocessed") / run.dataset
-    plans = json.loads((folder / f"{run.plans}.json").read_text())
+    plans = read_json(folder / f"{run.plans}.json")
     plans["plans_name"] = run.plans_name
     configuration = plans["configurations"][run.configuration]
     configuration[PLANS_KEY] = {**configuration.get(PLANS_KEY, {}), "seed": run.seed}
@@ -79,7 +79,7 @@ def write_plans_of_seed(run: Run) -> None:
     if not file.is_file():
         write_json(file, plans)
         return
-    there = json.loads(file.read_text())
+    there = read_json(file)
     if there["configurations"].get(run.configuration) != configuration:
         raise ValueError(
             f"{file} is not {run.plans}.json with seed {run.seed} in {run.configuration}. Remove "
@@ -139,7 +139,7 @@ def is_predicted(run: Run, images: Mapping[str, Sequence[Path]], predictions: Pa
         predictions: folder.
     """
     try:
-        noted = json.loads((predictions / ORIGIN).read_text())
+        noted = read_json(predictions / ORIGIN)
     except (OSError, ValueError):
         return False
     return bool(noted == _origin(run, images))
@@ -155,7 +155,7 @@ def _predict(job: Job, images: str, predictions: str) -> None:
     """As nnUNetv2_predict does by default."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    ending = json.loads((job.run.model_folder / "dataset.json").read_text())["file_ending"]
+    ending = read_json(job.run.model_folder / "dataset.json")["file_ending"]
     origin = _origin(job.run, images_by_case(Path(images), ending))
     shutil.rmtree(predictions, ignore_errors=True)  # of another model, or not all
     predictor = nnUNetPredictor(device=torch.device(job.device))
@@ -165,7 +165,7 @@ def _predict(job: Job, images: str, predictions: str) -> None:
     predictor.predict_from_files(
         images, predictions, num_processes_preprocessing=2, num_processes_segmentation_export=2
     )
-    (Path(predictions) / ORIGIN).write_text(json.dumps(origin))
+    write_json(Path(predictions) / ORIGIN, origin)
 
 
 def launch_local(jobs: Sequence[Job], logs: Path, at_once: int = 1) -> None:
