@@ -67,6 +67,9 @@ class PLGCLConfig:
     confidence_threshold: float = _parameter(
         0.0, "voxels where the teacher is less sure take no part in consistency [ours]", 0, 1
     )
+    cutout_probability: float = _parameter(
+        0.5, "share of strong views with rectangles blanked [ours]", 0, 1
+    )
     cutmix_probability: float = _parameter(
         0.0, "share of unlabelled patches with a box pasted from another one [ours]", 0, 1
     )

@@ -250,7 +250,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         )
         views = WeakStrongViews(
             geometry_of(transforms),
-            strong_intensity(patch_size),
+            strong_intensity(patch_size, self.config.cutout_probability),
             [channel for channel, masked in enumerate(use_mask_for_norm) if masked],
         )
         loader = nnUNetDataLoader(

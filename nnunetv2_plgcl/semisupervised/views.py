@@ -73,13 +73,16 @@ def geometry_of(transforms: ComposeTransforms) -> ComposeTransforms:
     return ComposeTransforms([t for t in transforms.transforms if not changes_intensity(t)])
 
 
-def strong_intensity(patch_size: Sequence[int]) -> ComposeTransforms:
+def strong_intensity(
+    patch_size: Sequence[int], cutout_probability: float = 0.5
+) -> ComposeTransforms:
     """Intensity changes wider and more frequent than nnU-Net's own, then cut-out.
 
     Args:
         patch_size: edge lengths of the training patch, voxels. Cut-out blanks one to three
             rectangles with edges between an eighth and a third of it, to 0 (the mean after
             z-scoring).
+        cutout_probability: of cut-out in an image; 0 leaves it away.
     """
     rectangle = tuple((max(1, edge // 8), max(1, edge // 3) + 1) for edge in patch_size)
     changes: list[tuple[float, BasicTransform]] = [
@@ -89,8 +92,10 @@ def strong_intensity(patch_size: Sequence[int]) -> ComposeTransforms:
         (0.5, ContrastTransform(BGContrast((0.5, 1.5)), True, False, p_per_channel=1)),
         (0.2, GammaTransform(BGContrast((0.5, 2.0)), 1, False, 1, p_retain_stats=1)),
         (0.5, GammaTransform(BGContrast((0.5, 2.0)), 0, False, 1, p_retain_stats=1)),
-        (0.5, CutOut(rectangle, rectangle_value=0, num_rectangles=(1, 4))),
     ]
+    if cutout_probability > 0:
+        blank = CutOut(rectangle, rectangle_value=0, num_rectangles=(1, 4))
+        changes.append((cutout_probability, blank))
     return ComposeTransforms([RandomTransform(t, apply_probability=p) for p, t in changes])
 
 

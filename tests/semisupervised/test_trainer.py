@@ -96,6 +96,18 @@ def test_warmup_uses_the_full_batch_and_then_it_is_divided(prepared):
     assert validated == [4, 4, 4], "as many validation patches as with nnU-Net's batch"
 
 
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_cut_out_blanks_as_many_strong_views_as_asked_for(prepared, probability):
+    settings = {"cutout_probability": probability, "warmup_fraction": 0.0}
+    trainer = make_trainer(tiny(nnUNetTrainerMeanTeacher), prepared, settings)
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    for _ in range(3):
+        weak, strong = trainer.unlabelled_views(like=next(trainer.dataloader_train)["data"])
+        blank = ((strong == 0) & (weak != 0)).flatten(1).sum(1)
+        assert ((blank >= 16) == (probability == 1)).all()
+
+
 def test_foreground_is_forced_as_often_as_in_nnunet(prepared):
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
