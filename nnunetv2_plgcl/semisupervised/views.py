@@ -73,9 +73,7 @@ def geometry_of(transforms: ComposeTransforms) -> ComposeTransforms:
     return ComposeTransforms([t for t in transforms.transforms if not changes_intensity(t)])
 
 
-def strong_intensity(
-    patch_size: Sequence[int], cutout_probability: float = 0.5
-) -> ComposeTransforms:
+def strong_intensity(patch_size: Sequence[int], cutout_probability: float) -> ComposeTransforms:
     """Intensity changes wider and more frequent than nnU-Net's own, then cut-out.
 
     Args:
