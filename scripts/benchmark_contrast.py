@@ -21,7 +21,6 @@ import os
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,16 +91,20 @@ def main() -> None:
     parser.add_argument("-p", dest="plans", default="nnUNetPlans")
     parser.add_argument("-device", default="cuda", choices=("cpu", "cuda", "mps"))
     parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--guides", nargs="+", default=GUIDES, choices=GUIDES)
+    parser.add_argument("--embeddings", nargs="+", default=EMBEDDINGS, choices=EMBEDDINGS)
+    parser.add_argument("--forms", nargs="+", default=EXPECTATIONS, choices=EXPECTATIONS)
     parser.add_argument(
         "--feature-stages", nargs="*", default=[], metavar="LIST", help="also these, as [-1] [-1,0]"
     )
     arguments = parser.parse_args()
-    warnings.simplefilter("error")
+    # Else the mean teacher's compiled graph, which catches no features, would serve PLGCL too.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
 
     names = ("guide", "embedding", "expectation")
     rows = [
         (" | ".join(values), dict(zip(names, values, strict=True)))
-        for values in itertools.product(GUIDES, EMBEDDINGS, EXPECTATIONS)
+        for values in itertools.product(arguments.guides, arguments.embeddings, arguments.forms)
     ]
     rows += [
         (f"entropy | feature, stages {stages} | sampled", {"feature_stages": stages})
@@ -114,6 +117,7 @@ def main() -> None:
         reference = start(nnUNetTrainerMeanTeacher, arguments, {})
         train(reference)
         for name, settings in rows:
+            torch.compiler.reset()  # a row more would exceed the limit of graphs
             trainer = start(nnUNetTrainerPLGCL, arguments, settings)
             losses = train(trainer)
             final = statistics.mean(losses[-max(1, len(losses) // 10) :])

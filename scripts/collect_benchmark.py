@@ -15,9 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 
+ARCHIVED = "$Format:%h$"  # git archive writes the commit here (.gitattributes)
+
 
 def commit_of_checkout() -> str:
-    """Short commit of the checkout that this script lies in."""
+    """Short commit of the checkout, or of the archive made from it, that this script lies in."""
+    if not ARCHIVED.startswith("$"):
+        return ARCHIVED
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]

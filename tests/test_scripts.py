@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pandas as pd
@@ -114,6 +116,28 @@ def test_reproduction_says_what_it_needs(dataset, tmp_path):
     assert done.stderr == f"Usage: bash scripts/reproduce_{dataset}.sh DOWNLOAD\n"
     done = bash(f"reproduce_{dataset}.sh", tmp_path)
     assert done.returncode == 2 and "Set nnUNet_raw" in done.stderr
+
+
+def test_what_is_packed_for_a_gpu_is_the_data_and_the_commit(prepared, tmp_path):
+    head = ["git", "-C", str(SCRIPTS), "rev-parse", "--short", "HEAD"]
+    committed = subprocess.run(head, capture_output=True, text=True)
+    if committed.returncode != 0:
+        pytest.skip("not a checkout of git")
+    source, packed = prepared.base / "nnUNet_raw" / prepared.name, tmp_path / "packed"
+    done = bash("benchmark_acdc_gpu.sh", "pack", source, packed)
+    assert done.returncode == 0, done.stderr
+    collect = packed / "checkout" / "scripts" / "collect_benchmark.py"
+    wanted = committed.stdout.strip()
+    assert runpy.run_path(str(collect))["commit_of_checkout"]() == wanted
+    with tarfile.open(packed / "acdc.tar.xz") as archive:
+        archive.extractall(tmp_path / "images", filter="data")
+    for folder in ("imagesTr", "labelsTr"):
+        there = sorted((source / folder).iterdir())
+        copies = sorted((tmp_path / "images" / folder).iterdir())
+        assert [file.stem for file in there] == [file.name for file in copies]
+        for file, copy in zip(there, copies, strict=True):
+            one, other = (sitk.GetArrayFromImage(sitk.ReadImage(path)) for path in (file, copy))
+            assert (one == other).all()
 
 
 def test_benchmark_says_what_it_needs():
