@@ -98,8 +98,6 @@ def main() -> None:
         "--feature-stages", nargs="*", default=[], metavar="LIST", help="also these, as [-1] [-1,0]"
     )
     arguments = parser.parse_args()
-    # Else the mean teacher's compiled graph, which catches no features, would serve PLGCL too.
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
 
     names = ("guide", "embedding", "expectation")
     rows = [
@@ -117,7 +115,6 @@ def main() -> None:
         reference = start(nnUNetTrainerMeanTeacher, arguments, {})
         train(reference)
         for name, settings in rows:
-            torch.compiler.reset()  # a row more would exceed the limit of graphs
             trainer = start(nnUNetTrainerPLGCL, arguments, settings)
             losses = train(trainer)
             final = statistics.mean(losses[-max(1, len(losses) // 10) :])

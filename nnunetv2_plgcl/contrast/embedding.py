@@ -73,6 +73,10 @@ class EncoderFeatures:
                 f"encoder of {type(network).__name__} has {len(channels)} stages, got {stages}."
             )
         self.num_channels: int = sum(channels[stage] for stage in stages)
+        # By default torch.compile does not tell networks apart by their hooks: the graph of another
+        # one in this process, without this hook, would serve this one.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()  # forget graphs from before
         self._stages = tuple(stages)
         self._features: list[Tensor] | None = None
         self._handle = encoder.register_forward_hook(self._remember)

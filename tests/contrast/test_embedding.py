@@ -181,6 +181,20 @@ def test_features_are_caught_under_the_inductor_compiler():
     assert next(network.encoder.parameters()).grad is not None
 
 
+def test_networks_compiled_in_one_process_keep_their_own_features():
+    image, *_ = _batch(2)
+    plain, *networks = (_network(PlainConvUNet, 2) for _ in range(3))
+    compiled = [torch.compile(network, backend="aot_eager") for network in (plain, *networks)]
+    compiled[0](image)
+    features = [EncoderFeatures(network, [1]) for network in networks]
+    for _ in range(2):
+        for network, run, seen in zip(networks, compiled[1:], features, strict=True):
+            run(image)
+            torch.testing.assert_close(seen.take(), [network.encoder(image)[1]])
+            seen.take()  # of the encoder's own pass
+        compiled[0](image)
+
+
 def _crop_embedder(
     architecture: type[nn.Module], axes: int
 ) -> tuple[nn.Module, CropEmbedder, tuple[Tensor, Tensor, Windows]]:
