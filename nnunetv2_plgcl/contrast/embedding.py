@@ -41,8 +41,9 @@ class EncoderFeatures:
 
     A forward hook, so the pass that is made anyway gives the features at no cost. Hook before
     ``torch.compile`` and before DistributedDataParallel, and run the wrapped network: a hook
-    added after the first compiled call is not called. A deep copy of the network remembers for
-    itself. Source: ours.
+    added after the first compiled call is not called. So creating one makes ``torch.compile`` heed
+    hooks in this process, and forget what it compiled before. A deep copy of the network remembers
+    for itself. Source: ours.
 
     Args:
         network: a U-Net of dynamic_network_architectures (PlainConvUNet, ResidualEncoderUNet)
