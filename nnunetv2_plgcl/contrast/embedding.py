@@ -39,11 +39,9 @@ class ProjectionHead(nn.Module):
 class EncoderFeatures:
     """Remembers feature maps of each forward pass of ``network.encoder``.
 
-    A forward hook, so the pass that is made anyway gives the features at no cost. Hook before
-    ``torch.compile`` and before DistributedDataParallel, and run the wrapped network: a hook
-    added after the first compiled call is not called. So creating one makes ``torch.compile`` heed
-    hooks in this process, and forget what it compiled before. A deep copy of the network remembers
-    for itself. Source: ours.
+    A forward hook, so the pass that is made anyway gives the features at no cost. Creating one
+    makes ``torch.compile`` heed hooks in this process, and forget what it compiled before; run the
+    wrapped network. A deep copy of the network remembers for itself. Source: ours.
 
     Args:
         network: a U-Net of dynamic_network_architectures (PlainConvUNet, ResidualEncoderUNet)
@@ -91,10 +89,7 @@ class EncoderFeatures:
         """
         features, self._features = self._features, None
         if features is None:
-            raise RuntimeError(
-                "No feature maps to take: run the network once before each take(). If it ran, it "
-                "was compiled before the hook was added; create EncoderFeatures first."
-            )
+            raise RuntimeError("No feature maps to take: run the network once before each take().")
         return features
 
     def remove(self) -> None:

@@ -91,7 +91,7 @@ def strong_intensity(patch_size: Sequence[int], cutout_probability: float) -> Co
         (0.2, GammaTransform(BGContrast((0.5, 2.0)), 1, False, 1, p_retain_stats=1)),
         (0.5, GammaTransform(BGContrast((0.5, 2.0)), 0, False, 1, p_retain_stats=1)),
     ]
-    if cutout_probability > 0:
+    if cutout_probability > 0:  # a probability of 0 would draw random numbers all the same
         blank = CutOut(rectangle, rectangle_value=0, num_rectangles=(1, 4))
         changes.append((cutout_probability, blank))
     return ComposeTransforms([RandomTransform(t, apply_probability=p) for p, t in changes])

@@ -185,7 +185,8 @@ def test_networks_compiled_in_one_process_keep_their_own_features():
     image, *_ = _batch(2)
     plain, *networks = (_network(PlainConvUNet, 2) for _ in range(3))
     compiled = [torch.compile(network, backend="aot_eager") for network in (plain, *networks)]
-    compiled[0](image)
+    for run in compiled:  # the hooks come after the first compiled call
+        run(image)
     features = [EncoderFeatures(network, [1]) for network in networks]
     for _ in range(2):
         for network, run, seen in zip(networks, compiled[1:], features, strict=True):
