@@ -87,7 +87,12 @@ class PLGCLConfig:
         4096, "embeddings remembered per class and side [authors' code]", 1
     )
     window_fraction: float = _parameter(
-        0.25, "edge of a window as a share of the training patch's edge [ours]", 0, 1, None, True
+        0.25,
+        "edge of a window as a share of the training patch's, at least 16 voxels [ours]",
+        0,
+        1,
+        None,
+        True,
     )
     guide: str = _parameter(
         "entropy",
