@@ -7,22 +7,24 @@
 # Usage: bash scripts/benchmark_acdc_cpu.sh FOLDER
 #   FOLDER: ACDC in nnU-Net's raw layout, cases named patientNNN_frameNN
 # Needs: the package installed (its environment activated); no variable of nnU-Net's.
-# Settings: ITERATIONS SEEDS=3 PATIENTS="7 3 14" UPPER=1 (0: no upper line)
+# Settings: ITERATIONS SEEDS=3 PATIENTS="7 3 14" (may be empty) UPPER=1 (0: no upper line)
 #           TRAINERS="nnUNetTrainer ..." (the baseline first) WORK=benchmark_acdc
 #           JOBS=1 (trainings at once; as many as cores is quickest on a CPU with bfloat16)
-#           PLANS=nnUNetPlans (or a copy of them with settings under "plgcl") CONFIG DEVICE
-# Results: WORK/ITERATIONS_PATIENTS_PLANS/ (tables, report), WORK/results.csv with the commit.
+#           PLANS=nnUNetPlans (or NAME: WORK/preprocessed/Dataset027_ACDC/NAME.json, a copy with
+#           "plans_name": "NAME" and settings under "plgcl" of the configuration) CONFIG DEVICE
+# Takes 10 to 30 minutes for each of the 39 trainings of the default on two cores.
+# Results: WORK/ITERATIONS_PATIENTS__PLANS__CONFIG/, tables and report of the last call;
+#          WORK/results.csv, all calls, with commit, device and day.
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source=${1:?"Name a folder: ACDC in nnU-Net's raw layout"}
 iterations=${ITERATIONS:?} config=${CONFIG:?} device=${DEVICE:?}
 seeds=${SEEDS:-3} jobs=${JOBS:-1} plans=${PLANS:-nnUNetPlans}
-if ! [[ $iterations =~ ^[0-9]+$ ]] || ((iterations < 100 || iterations % (iterations < 2000 ? 100 : iterations < 10000 ? 250 : 500))); then
+if ! [[ $iterations =~ ^[1-9][0-9]*$ ]] || ((iterations < 100 || iterations % (iterations < 2000 ? 100 : iterations < 10000 ? 250 : 500))); then
     echo "ITERATIONS must be a multiple of 100, from 2000 on of 250, from 10000 on of 500, not $iterations." >&2
     exit 2
 fi
-work=$(mkdir -p "${WORK:-benchmark_acdc}" && cd "${WORK:-benchmark_acdc}" && pwd)
-read -ra patients <<<"${PATIENTS:-7 3 14}"
+read -ra patients <<<"${PATIENTS-7 3 14}"
 read -ra trainers <<<"${TRAINERS:-nnUNetTrainer nnUNetTrainerMeanTeacher nnUNetTrainerPLGCL_noConsistency nnUNetTrainerPLGCL}"
 
 for number in "${patients[@]}"; do
@@ -31,12 +33,23 @@ for number in "${patients[@]}"; do
         exit 2
     fi
 done
+if ! [[ $seeds =~ ^[1-9][0-9]*$ && $jobs =~ ^[1-9][0-9]*$ ]]; then
+    echo "SEEDS and JOBS must be numbers from 1 on, not $seeds and $jobs." >&2
+    exit 2
+fi
+if [ ! -d "$source/imagesTr" ]; then
+    echo "$source is not in nnU-Net's raw layout: it has no folder imagesTr." >&2
+    exit 2
+fi
 python3 "$scripts/require.py" device "$device"
+PLGCL_BENCHMARK_COMMIT=$(python3 "$scripts/commit.py")
+export PLGCL_BENCHMARK_COMMIT PLGCL_BENCHMARK_ITERATIONS=$iterations
+export nnUNet_extTrainer=$scripts/benchmark_trainers${nnUNet_extTrainer:+:$nnUNet_extTrainer}
+python3 "$scripts/require.py" trainers "${trainers[@]/%/_benchmark}" >/dev/null
 
+work=$(mkdir -p "${WORK:-benchmark_acdc}" && cd "${WORK:-benchmark_acdc}" && pwd)
 export nnUNet_raw=$work/raw nnUNet_preprocessed=$work/preprocessed
 export nnUNet_results=$work/results_$iterations # nnU-Net's names know no iterations
-export nnUNet_extTrainer=$scripts/benchmark_trainers${nnUNet_extTrainer:+:$nnUNet_extTrainer}
-export PLGCL_BENCHMARK_ITERATIONS=$iterations
 mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"
 env -u nnUNet_n_proc_DA python3 "$scripts/prepare_acdc_benchmark.py" "$source" -d 27 -c "$config"
 if [ "$device" = cpu ]; then
@@ -48,7 +61,7 @@ fi
 declare -A fold_of=([7]=0 [14]=1 [3]=2)
 
 compare() { # patients, fold, trainers
-    local output=$work/${iterations}_$1_$plans fold=$2
+    local output=$work/${iterations}_$1__${plans}__$config fold=$2
     shift 2
     nnUNetv2_plgcl_compare -d 27 -c "$config" -f "$fold" -tr "${@/%/_benchmark}" -p "$plans" \
         --run --jobs "$jobs" --seeds "$seeds" --voxel -device "$device" -o "$output" --np 2

@@ -6,7 +6,7 @@
 #         writes the committed checkout and the images of FOLDER (ACDC in nnU-Net's raw layout) into
 #         PACKED, less than 64 MB.
 # There:  bash PACKED/checkout/scripts/benchmark_acdc_gpu.sh run PACKED
-#         in an environment with the package installed. Again to go on after an interruption.
+#         in an environment with the package installed (pip install PACKED/checkout). Again to go on after an interruption.
 # Settings of run: see benchmark_acdc.sh
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,6 +15,14 @@ limit=$((64 * 1000 * 1000))
 
 pack() {
     local source=$1 packed=$2 image
+    if [ ! -d "$source/imagesTr" ] || [ ! -f "$source/dataset.json" ]; then
+        echo "$source is not in nnU-Net's raw layout: it has no folder imagesTr or no dataset.json." >&2
+        exit 2
+    fi
+    if [ -n "$(git -C "$scripts" status --porcelain)" ]; then
+        echo "Changes that are not committed are left out." >&2
+    fi
+    echo "Packing takes some minutes." >&2
     mkdir -p "$packed"
     plain=$(mktemp -d) # not local: removed at the exit
     trap 'rm -rf "$plain"' EXIT
@@ -26,22 +34,27 @@ pack() {
     tar -C "$plain" -c . | xz -T0 >"$packed/acdc.tar.xz" # a quarter less than their gzip files
     rm -rf "$packed/checkout"
     git -C "$scripts/.." archive --prefix=checkout/ HEAD | tar -x -C "$packed"
-    if (($(du -sb "$packed" | cut -f 1) > limit)); then
+    if (($(du -sbc "$packed/acdc.tar.xz" "$packed/checkout" | tail -n 1 | cut -f 1) > limit)); then
         echo "$packed is larger than 64 MB." >&2
         exit 1
     fi
-    du -sh "$packed"
+    du -shc "$packed/acdc.tar.xz" "$packed/checkout"
 }
 
 run() {
     local packed=$1
+    if [ ! -f "$packed/acdc.tar.xz" ]; then
+        echo "$packed holds no acdc.tar.xz. Pack it first: bash scripts/benchmark_acdc_gpu.sh pack" >&2
+        exit 2
+    fi
+    export CONFIG=${CONFIG:-2d} DEVICE=${DEVICE:-cuda} ITERATIONS=${ITERATIONS:-15000}
+    python3 "$scripts/require.py" device "$DEVICE" # before minutes of unpacking
     if [ ! -d "$packed/acdc" ]; then
         rm -rf "$packed/acdc.part"
         mkdir "$packed/acdc.part"
         tar -xJf "$packed/acdc.tar.xz" -C "$packed/acdc.part"
         mv "$packed/acdc.part" "$packed/acdc"
     fi
-    export CONFIG=${CONFIG:-2d} DEVICE=${DEVICE:-cuda} ITERATIONS=${ITERATIONS:-15000}
     WORK=${WORK:-$packed/results} exec bash "$scripts/benchmark_acdc.sh" "$packed/acdc"
 }
 

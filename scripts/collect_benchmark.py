@@ -1,56 +1,63 @@
 #!/usr/bin/env python3
-"""Collect the tables of a benchmark's comparisons in one CSV file, with the commit.
+"""Add the tables of a benchmark's comparisons to one CSV file, with what each row comes from.
 
     python scripts/collect_benchmark.py WORK
 
-reads WORK/ITERATIONS_PATIENTS_PLANS/table.csv, writes WORK/results.csv. The commit is that of the
-checkout when a comparison's table was first collected, "+changes" if it had uncommitted ones.
+reads WORK/ITERATIONS_PATIENTS__PLANS__CONFIG/, adds its rows to WORK/results.csv. A row is replaced
+by a newer one of the same trainer, settings and number of seeds; others stay, although a comparison
+with other trainers overwrites the table that they come from. Commit, device and day are those of
+the trainings (of a continued one, of its last part); where they differ, all are named.
 """
 
 from __future__ import annotations
 
-import subprocess
+import json
 import sys
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
 
-ARCHIVED = "$Format:%h$"  # git archive writes the commit here (.gitattributes)
+KEY = ["iterations", "labelled patients", "plans", "configuration", "trainer", "seeds"]
 
 
-def commit_of_checkout() -> str:
-    """Short commit of the checkout, or of the archive made from it, that this script lies in."""
-    if not ARCHIVED.startswith("$"):
-        return ARCHIVED
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + (
-        "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    )
+def origin(work: Path, table: Path, trainer: str) -> dict[str, str | int]:
+    """Where one row of a comparison's folder comes from."""
+    length, plans, configuration = table.name.split("__")
+    iterations, patients = map(int, length.split("_"))
+    scores = pd.read_csv(table / "scores.csv", usecols=["trainer", "fold", "seed"])
+    scores = scores[scores["trainer"] == trainer].drop_duplicates()
+    seen: dict[str, set[str]] = {"commit": set(), "device": set(), "day": set()}
+    for fold, seed in scores[["fold", "seed"]].itertuples(index=False):
+        model = f"{trainer}__{plans}{f'_seed{seed}' if seed else ''}__{configuration}"
+        (file,) = (work / f"results_{iterations}").glob(f"*/{model}/fold_{fold}/debug.json")
+        debug = json.loads(file.read_text())
+        seen["commit"].add(debug.get("commit", "unknown"))
+        seen["device"].add(debug.get("gpu_name", debug["device"]))
+        seen["day"].add(date.fromtimestamp(file.stat().st_mtime).isoformat())
+    return {
+        **{name: " ".join(sorted(values)) for name, values in seen.items()},
+        "iterations": iterations,
+        "labelled patients": patients,
+        "plans": plans,
+        "configuration": configuration,
+        "seeds": scores["seed"].nunique(),
+    }
 
 
 def main() -> None:
     work = Path(sys.argv[1])
-    tables = []
-    for file in sorted(work.glob("*_*_*/table.csv")):
-        iterations, patients, plans = file.parent.name.split("_", 2)
-        noted = file.with_name("commit.txt")
-        if not noted.is_file() or noted.stat().st_mtime < file.stat().st_mtime:
-            noted.write_text(commit_of_checkout())
+    collected = work / "results.csv"
+    rows = [pd.read_csv(collected)] if collected.is_file() else []
+    for file in sorted(work.glob("*__*__*/table.csv"), key=lambda file: file.stat().st_mtime):
         table = pd.read_csv(file)
-        table.insert(0, "commit", noted.read_text())
-        table.insert(1, "plans", plans)
-        table.insert(2, "iterations", int(iterations))
-        table.insert(3, "labelled patients", int(patients))
+        origins = pd.DataFrame([origin(work, file.parent, name) for name in table["trainer"]])
         table["trainer"] = table["trainer"].str.removesuffix("_benchmark")
-        tables.append(table)
-    if not tables:
+        rows.append(pd.concat([origins, table], axis=1))
+    if not rows:
         sys.exit(f"There is no table in {work}.")
-    pd.concat(tables).to_csv(work / "results.csv", index=False)
-    print(f"Written: {work / 'results.csv'}")
+    pd.concat(rows).drop_duplicates(KEY, keep="last").to_csv(collected, index=False)
+    print(f"Written: {collected}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from nnunetv2_plgcl.datasets.files import nnunet_folder, write_split
 from nnunetv2_plgcl.datasets.split import group_cases
 
 FEATURES = (16, 32, 64, 128)
+TRAINING_PATIENTS = 70
 
 
 def small_configuration(configuration: dict) -> dict:
@@ -48,10 +49,23 @@ def small_configuration(configuration: dict) -> dict:
 
 
 def splits(cases: list[str]) -> list[dict[str, list[str]]]:
-    """The paper's folds, then one with every training patient labelled."""
+    """The paper's folds, then one with every training patient labelled.
+
+    Raises:
+        ValueError: cases of other patients than those of the paper's split, or some are missing.
+    """
     protocol = read_protocol("acdc")
     patients = group_cases(cases, r"patient\d+")
     training = sorted(set(patients) - {*protocol.validation, *protocol.test})
+    lacking = {*protocol.validation, *(p for fold in protocol.labelled.values() for p in fold)}
+    lacking -= set(patients)
+    if lacking or len(training) != TRAINING_PATIENTS:
+        raise ValueError(
+            f"Needed are ACDC's {TRAINING_PATIENTS} training and {len(protocol.validation)} "
+            f"validation patients of the paper's split, there are {len(training)} for training"
+            f"{' and no ' + ', '.join(sorted(lacking)) if lacking else ''}. ACDC's own test "
+            f"patients, 101 to 150, do not belong here."
+        )
     folds = []
     for labelled in (*protocol.labelled.values(), training):
         parts = {"train": labelled, "val": protocol.validation,
@@ -79,20 +93,29 @@ def main() -> None:
         sys.exit(str(error))
     if not (arguments.source / "imagesTr").is_dir():
         sys.exit(f"{arguments.source} is not in nnU-Net's raw layout: it has no folder imagesTr.")
+    cases = [file.name.partition(".")[0] for file in (arguments.source / "labelsTr").iterdir()]
+    try:
+        folds = splits(cases)
+    except ValueError as error:
+        sys.exit(f"{arguments.source}: {error}")
     if not raw.is_dir():
         shutil.copytree(arguments.source, raw.with_suffix(".part"), dirs_exist_ok=True)
         raw.with_suffix(".part").rename(raw)
+    elif {file.name for file in (raw / "labelsTr").iterdir()} != {
+        file.name for file in (arguments.source / "labelsTr").iterdir()
+    }:
+        sys.exit(f"{raw}, from an earlier call, holds other cases than {arguments.source}.")
     plans_file = preprocessed / "nnUNetPlans.json"
     if not plans_file.is_file():
         nnunet.extract_fingerprints([arguments.number], num_processes=arguments.processes)
         nnunet.plan_experiments([arguments.number])
-        plans = json.loads(plans_file.read_text())
+    plans = json.loads(plans_file.read_text())
+    if "2d_small" not in plans["configurations"]:
         plans["configurations"]["2d_small"] = small_configuration(plans["configurations"]["2d"])
         plans_file.write_text(json.dumps(plans, indent=4))
-    cases = [file.name.partition(".")[0] for file in (raw / "labelsTr").iterdir()]
     split_file = preprocessed / "splits_final.json"
     if not split_file.is_file():
-        write_split(split_file, splits(cases))
+        write_split(split_file, folds)
     done = preprocessed / f".{arguments.configuration}_complete"
     if not done.is_file():
         nnunet.preprocess(

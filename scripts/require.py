@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """What a script needs, asked for before hours of work.
 
-python scripts/require.py device cuda      a device that PyTorch finds
+python scripts/require.py device cuda       a device that PyTorch finds
+python scripts/require.py trainers A B      trainers that nnU-Net finds
 python scripts/require.py protocol acdc 27  a dataset whose split is the paper's
 """
 
 from __future__ import annotations
 
 import sys
+
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_plgcl.datasets.convert.run import read_protocol
 from nnunetv2_plgcl.datasets.files import dataset_name, read_split, split_file
@@ -36,11 +39,14 @@ def main() -> None:
         match sys.argv[1:]:
             case ["device", device]:
                 require_device(device)
+            case ["trainers", *names]:
+                for name in names:
+                    recursive_find_trainer_class_by_name(name)
             case ["protocol", dataset, number]:
                 require_protocol(dataset, number)
             case _:
                 sys.exit(__doc__)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RuntimeError) as error:
         sys.exit(str(error))
 
 

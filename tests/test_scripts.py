@@ -47,6 +47,40 @@ def test_benchmark_folds_are_those_of_the_literature(acdc):
     assert not {*validation} & {*published["train"]} and len(validation) == 20
 
 
+def test_benchmark_refuses_other_patients(acdc):
+    cases = [file.name.removesuffix(".nii.gz") for file in (acdc / "labelsTr").iterdir()]
+    splits = load("prepare_acdc_benchmark").splits
+    with pytest.raises(ValueError, match="there are 71 for training. ACDC's own test patients"):
+        splits([*cases, "patient101_frame01"])
+    validation = json.loads((acdc / "split.json").read_text())["val"][0].partition("_")[0]
+    with pytest.raises(ValueError, match=f"no {validation}"):
+        splits([case for case in cases if not case.startswith(validation)])
+
+
+def test_rows_of_other_trainers_and_seeds_stay_when_results_are_collected(tmp_path, monkeypatch):
+    def compared(trainer, seeds, score):
+        folder = tmp_path / "100_7__P__2d_small"
+        folder.mkdir(exist_ok=True)
+        names = [f"{trainer}__P{f'_seed{seed}' if seed else ''}__2d_small" for seed in range(seeds)]
+        for seed, name in enumerate(names):
+            run = tmp_path / "results_100" / "Dataset027_ACDC" / name / "fold_0"
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "debug.json").write_text(json.dumps({"device": "cpu", "commit": f"c{seed}"}))
+        scores = [{"trainer": trainer, "fold": 0, "seed": seed} for seed in range(seeds)]
+        pd.DataFrame(scores).to_csv(folder / "scores.csv")
+        pd.DataFrame([{"trainer": trainer, "DSC": score}]).to_csv(folder / "table.csv", index=False)
+        load("collect_benchmark").main()
+        found = pd.read_csv(tmp_path / "results.csv")
+        return found[["trainer", "seeds", "DSC", "commit"]].values.tolist()
+
+    monkeypatch.setattr("sys.argv", ["", str(tmp_path)])
+    assert compared("A_benchmark", 2, 0.5) == [["A", 2, 0.5, "c0 c1"]]
+    assert compared("A_benchmark", 1, 0.6) == [["A", 2, 0.5, "c0 c1"], ["A", 1, 0.6, "c0"]]
+    assert compared("B_benchmark", 1, 0.7)[2] == ["B", 1, 0.7, "c0"]
+    rows = compared("A_benchmark", 2, 0.8)
+    assert sorted(rows)[1] == ["A", 2, 0.8, "c0 c1"] and len(rows) == 3
+
+
 def test_benchmark_trainers_differ_in_length_and_precision_alone(monkeypatch):
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
 
@@ -126,9 +160,9 @@ def test_what_is_packed_for_a_gpu_is_the_data_and_the_commit(prepared, tmp_path)
     source, packed = prepared.base / "nnUNet_raw" / prepared.name, tmp_path / "packed"
     done = bash("benchmark_acdc_gpu.sh", "pack", source, packed)
     assert done.returncode == 0, done.stderr
-    collect = packed / "checkout" / "scripts" / "collect_benchmark.py"
+    packed_commit = packed / "checkout" / "scripts" / "commit.py"
     wanted = committed.stdout.strip()
-    assert runpy.run_path(str(collect))["commit_of_checkout"]() == wanted
+    assert runpy.run_path(str(packed_commit))["commit"]() == wanted
     with tarfile.open(packed / "acdc.tar.xz") as archive:
         archive.extractall(tmp_path / "images", filter="data")
     for folder in ("imagesTr", "labelsTr"):
@@ -140,7 +174,7 @@ def test_what_is_packed_for_a_gpu_is_the_data_and_the_commit(prepared, tmp_path)
             assert (one == other).all()
 
 
-def test_benchmark_says_what_it_needs():
+def test_benchmark_says_what_it_needs(tmp_path):
     done = bash("benchmark_acdc_cpu.sh")
     assert done.returncode != 0 and "Name a folder" in done.stderr
     for iterations in (150, "many"):
@@ -148,6 +182,20 @@ def test_benchmark_says_what_it_needs():
         assert done.returncode == 2 and "multiple of 100" in done.stderr
     done = bash("benchmark_acdc_cpu.sh", "folder", PATIENTS="7 5")
     assert done.returncode == 2 and "3, 7 and 14, but not 5" in done.stderr
+    done = bash("benchmark_acdc_cpu.sh", "folder", SEEDS="two")
+    assert done.returncode == 2 and "from 1 on, not two" in done.stderr
+    done = bash("benchmark_acdc_cpu.sh", tmp_path)
+    assert done.returncode == 2 and "no folder imagesTr" in done.stderr
+    (tmp_path / "imagesTr").mkdir()
+    work = tmp_path / "work"
+    done = bash("benchmark_acdc_cpu.sh", tmp_path, TRAINERS="nnUNetTrainerX", WORK=work)
+    assert done.returncode == 1 and "nnUNetTrainerX_benchmark" in done.stderr
+    done = bash("benchmark_acdc_cpu.sh", tmp_path, DEVICE="gpu", WORK=work)
+    assert done.returncode == 1 and "no gpu device on this machine, only" in done.stderr
+    assert not work.exists()
+    for words in (("pack", tmp_path / "nothing", work), ("run", tmp_path)):
+        done = bash("benchmark_acdc_gpu.sh", *words)
+        assert done.returncode == 2 and str(words[1]) in done.stderr
     done = bash("benchmark_acdc_gpu.sh", "pack")
     assert done.returncode == 2 and "pack FOLDER PACKED" in done.stderr
 

@@ -170,7 +170,8 @@ def read_plans(dataset_name: str, plans_name: str, configuration: str) -> tuple[
     """Plans and dataset.json of a planned dataset.
 
     Raises:
-        ValueError: nnUNet_preprocessed is not set; the plans do not know the configuration.
+        ValueError: nnUNet_preprocessed is not set; the plans do not know the configuration, or
+            carry the name of the file that they were copied from.
         FileNotFoundError: the dataset was not planned yet.
     """
     folder = nnunet_folder("nnUNet_preprocessed") / dataset_name
@@ -181,6 +182,11 @@ def read_plans(dataset_name: str, plans_name: str, configuration: str) -> tuple[
             f"-d {int(dataset_name[7:10])}"
         )
     plans = read_json(file)
+    if plans["plans_name"] != plans_name:  # nnU-Net names the results' folder after it
+        raise ValueError(
+            f'"plans_name" in {file} is "{plans["plans_name"]}": a training with these plans '
+            f'would be taken for one with those. Set it to "{plans_name}".'
+        )
     if configuration not in plans["configurations"]:
         raise ValueError(
             f"{file} has no configuration {configuration}, but "

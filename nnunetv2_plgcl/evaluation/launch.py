@@ -58,8 +58,9 @@ def require_device(device: str) -> None:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if not there[device]:
-        raise ValueError(f"PyTorch finds no {device} device on this machine. Use -device cpu.")
+    if not there.get(device, False):
+        found = ", ".join(name for name, is_there in there.items() if is_there)
+        raise ValueError(f"PyTorch finds no {device} device on this machine, only {found}.")
 
 
 def write_plans_of_seed(run: Run) -> None:

@@ -59,6 +59,7 @@ def _benchmark(trainer: type[nnUNetTrainer]) -> type[nnUNetTrainer]:
         self.num_epochs = ITERATIONS // EPOCH
         self.num_val_iterations_per_epoch = 5
         self.save_every = 2
+        self.commit = os.environ.get("PLGCL_BENCHMARK_COMMIT", "unknown")  # into debug.json
         if device.type == "cpu" and "OMP_NUM_THREADS" in os.environ:  # nnU-Net takes all cores
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -168,6 +168,9 @@ def test_mistakes_are_told_in_one_line(prepared, monkeypatch):
         commands.preprocess(["-d", "901", "-c", "4d"])
     with pytest.raises(SystemExit, match="nnUNetv2_plan_and_preprocess -d 901"):
         commands.preprocess(["-d", "901", "-c", TINY, "-p", "others"])
+    shutil.copy(prepared.preprocessed / "nnUNetPlans.json", prepared.preprocessed / "copy.json")
+    with pytest.raises(SystemExit, match='is "nnUNetPlans".* Set it to "copy"'):
+        commands.preprocess(["-d", "901", "-c", TINY, "-p", "copy"])
     with pytest.raises(SystemExit, match="no dataset 7"):
         commands.preprocess(["-d", "7", "-c", TINY])
 
