@@ -20,8 +20,8 @@ scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source=${1:?"Name a folder: ACDC in nnU-Net's raw layout"}
 iterations=${ITERATIONS:?} config=${CONFIG:?} device=${DEVICE:?}
 seeds=${SEEDS:-3} jobs=${JOBS:-1} plans=${PLANS:-nnUNetPlans}
-if ! [[ $iterations =~ ^[1-9][0-9]*$ ]] || ((iterations < 100 || iterations % (iterations < 2000 ? 100 : iterations < 10000 ? 250 : 500))); then
-    echo "ITERATIONS must be a multiple of 100, from 2000 on of 250, from 10000 on of 500, not $iterations." >&2
+if ! [[ $iterations =~ ^[1-9][0-9]*$ ]] || ((iterations % 100)); then
+    echo "ITERATIONS must be a multiple of 100, not $iterations." >&2
     exit 2
 fi
 read -ra patients <<<"${PATIENTS-7 3 14}"
