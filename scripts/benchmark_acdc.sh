@@ -65,7 +65,7 @@ compare() { # patients, fold, trainers
     shift 2
     nnUNetv2_plgcl_compare -d 27 -c "$config" -f "$fold" -tr "${@/%/_benchmark}" -p "$plans" \
         --run --jobs "$jobs" --seeds "$seeds" --voxel -device "$device" -o "$output" --np 2
-    python3 "$scripts/collect_benchmark.py" "$work"
+    python3 "$scripts/collect_benchmark.py" "$output"
 }
 for number in "${patients[@]}"; do
     compare "$number" "${fold_of[$number]}" "${trainers[@]}"

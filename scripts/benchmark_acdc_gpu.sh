@@ -6,7 +6,8 @@
 #         writes the committed checkout and the images of FOLDER (ACDC in nnU-Net's raw layout) into
 #         PACKED, less than 64 MB.
 # There:  bash PACKED/checkout/scripts/benchmark_acdc_gpu.sh run PACKED
-#         in an environment with the package installed (pip install PACKED/checkout). Again to go on after an interruption.
+#         in an environment with the package installed (pip install PACKED/checkout).
+#         Again to go on after an interruption.
 # Settings of run: see benchmark_acdc.sh
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -77,6 +77,11 @@ def splits(cases: list[str]) -> list[dict[str, list[str]]]:
     return folds
 
 
+def labelled_cases(folder: Path) -> list[str]:
+    """Names of the cases with a label in a folder of nnU-Net's raw layout, sorted."""
+    return sorted(file.name.partition(".")[0] for file in (folder / "labelsTr").iterdir())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="ACDC in nnU-Net's raw layout")
@@ -93,7 +98,7 @@ def main() -> None:
         sys.exit(str(error))
     if not (arguments.source / "imagesTr").is_dir():
         sys.exit(f"{arguments.source} is not in nnU-Net's raw layout: it has no folder imagesTr.")
-    cases = [file.name.partition(".")[0] for file in (arguments.source / "labelsTr").iterdir()]
+    cases = labelled_cases(arguments.source)
     try:
         folds = splits(cases)
     except ValueError as error:
@@ -101,9 +106,7 @@ def main() -> None:
     if not raw.is_dir():
         shutil.copytree(arguments.source, raw.with_suffix(".part"), dirs_exist_ok=True)
         raw.with_suffix(".part").rename(raw)
-    elif {file.name for file in (raw / "labelsTr").iterdir()} != {
-        file.name for file in (arguments.source / "labelsTr").iterdir()
-    }:
+    elif labelled_cases(raw) != cases:
         sys.exit(f"{raw}, from an earlier call, holds other cases than {arguments.source}.")
     plans_file = preprocessed / "nnUNetPlans.json"
     if not plans_file.is_file():

@@ -73,7 +73,8 @@ def test_rows_of_other_trainers_and_seeds_stay_when_results_are_collected(tmp_pa
         found = pd.read_csv(tmp_path / "results.csv")
         return found[["trainer", "seeds", "DSC", "commit"]].values.tolist()
 
-    monkeypatch.setattr("sys.argv", ["", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["", str(tmp_path / "100_7__P__2d_small")])
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results_100"))
     assert compared("A_benchmark", 2, 0.5) == [["A", 2, 0.5, "c0 c1"]]
     assert compared("A_benchmark", 1, 0.6) == [["A", 2, 0.5, "c0 c1"], ["A", 1, 0.6, "c0"]]
     assert compared("B_benchmark", 1, 0.7)[2] == ["B", 1, 0.7, "c0"]

@@ -58,7 +58,7 @@ def require_device(device: str) -> None:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if not there.get(device, False):
+    if not there.get(device):
         found = ", ".join(name for name, is_there in there.items() if is_there)
         raise ValueError(f"PyTorch finds no {device} device on this machine, only {found}.")
 
