@@ -10,8 +10,8 @@
 # Settings: ITERATIONS SEEDS=3 PATIENTS="7 3 14" (may be empty) UPPER=1 (0: no upper line)
 #           TRAINERS="nnUNetTrainer ..." (the baseline first) WORK=benchmark_acdc
 #           JOBS=1 (trainings at once; as many as cores is quickest on a CPU with bfloat16)
-#           PLANS=nnUNetPlans (or NAME: WORK/preprocessed/Dataset027_ACDC/NAME.json, a copy with
-#           "plans_name": "NAME" and settings under "plgcl" of the configuration) CONFIG DEVICE
+#           PLANS=NAME SETTINGS='{"ema_decay": 0.99}' (other settings, as under "plgcl" in the
+#           plans; NAME is yours to choose) CONFIG DEVICE
 # Takes 10 to 30 minutes for each of the 39 trainings of the default on two cores.
 # Results: WORK/ITERATIONS_PATIENTS__PLANS__CONFIG/, tables and report of the last call;
 #          WORK/results.csv, all calls, with commit, device and day.
@@ -51,7 +51,8 @@ work=$(mkdir -p "${WORK:-benchmark_acdc}" && cd "${WORK:-benchmark_acdc}" && pwd
 export nnUNet_raw=$work/raw nnUNet_preprocessed=$work/preprocessed
 export nnUNet_results=$work/results_$iterations # nnU-Net's names know no iterations
 mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"
-env -u nnUNet_n_proc_DA python3 "$scripts/prepare_acdc_benchmark.py" "$source" -d 27 -c "$config"
+env -u nnUNet_n_proc_DA python3 "$scripts/prepare_acdc_benchmark.py" "$source" -d 27 \
+    -c "$config" -p "$plans" --settings "${SETTINGS:-}"
 if [ "$device" = cpu ]; then
     export nnUNet_n_proc_DA=${nnUNet_n_proc_DA:-0} # loading is a tenth of a step: no workers
     threads=$(($(nproc) / jobs))

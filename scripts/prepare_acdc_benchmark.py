@@ -7,8 +7,11 @@ own plan; 2d_small is one for a CPU: spacing 2 x 2, patch 96 x 96, batch 8. Prep
 once: what is there is kept.
 
     python scripts/prepare_acdc_benchmark.py FOLDER -d 27 -c 2d_small
+    python scripts/prepare_acdc_benchmark.py FOLDER -d 27 -c 2d_small \\
+        -p Slow --settings '{"ema_decay": 0.9999}'
 
-FOLDER is in nnU-Net's raw layout, with cases named patientNNN_frameNN.
+FOLDER is in nnU-Net's raw layout, with cases named patientNNN_frameNN. The second call also writes
+the plans Slow, a copy with these settings.
 """
 
 from __future__ import annotations
@@ -21,12 +24,15 @@ from pathlib import Path
 
 from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
 
+from nnunetv2_plgcl.config import PLANS_KEY, config_from_plans
 from nnunetv2_plgcl.datasets.convert.run import read_protocol
 from nnunetv2_plgcl.datasets.files import nnunet_folder, write_split
 from nnunetv2_plgcl.datasets.split import group_cases
+from nnunetv2_plgcl.evaluation.launch import write_plans_copy
 
 FEATURES = (16, 32, 64, 128)
 TRAINING_PATIENTS = 70
+PLANS = "nnUNetPlans"
 
 
 def small_configuration(configuration: dict) -> dict:
@@ -82,19 +88,40 @@ def labelled_cases(folder: Path) -> list[str]:
     return sorted(file.name.partition(".")[0] for file in (folder / "labelsTr").iterdir())
 
 
+def read_settings(text: str | None, plans: str) -> dict:
+    """
+    Raises:
+        ValueError: no JSON, or no settings of ours; settings for the original plans.
+        TypeError: a setting of the wrong type.
+    """
+    if not text:
+        return {}
+    if plans == PLANS:
+        raise ValueError(f"Settings need plans of their own: name them, other than {PLANS}.")
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The settings are no JSON ({error}): {text}") from error
+    config_from_plans({PLANS_KEY: settings})
+    return settings
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="ACDC in nnU-Net's raw layout")
     parser.add_argument("-d", dest="number", type=int, default=27, help="dataset number")
     parser.add_argument("-c", dest="configuration", choices=("2d", "2d_small"), required=True)
+    parser.add_argument("-p", dest="plans", default=PLANS, help="plans, or a name for a copy")
+    parser.add_argument("--settings", help='JSON, under "plgcl" in the copy')
     parser.add_argument("--np", dest="processes", type=int, default=2)
     arguments = parser.parse_args()
 
     name = f"Dataset{arguments.number:03d}_ACDC"
     try:
+        settings = read_settings(arguments.settings, arguments.plans)
         raw = nnunet_folder("nnUNet_raw") / name
         preprocessed = nnunet_folder("nnUNet_preprocessed") / name
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         sys.exit(str(error))
     if not (arguments.source / "imagesTr").is_dir():
         sys.exit(f"{arguments.source} is not in nnU-Net's raw layout: it has no folder imagesTr.")
@@ -108,7 +135,7 @@ def main() -> None:
         raw.with_suffix(".part").rename(raw)
     elif labelled_cases(raw) != cases:
         sys.exit(f"{raw}, from an earlier call, holds other cases than {arguments.source}.")
-    plans_file = preprocessed / "nnUNetPlans.json"
+    plans_file = preprocessed / f"{PLANS}.json"
     if not plans_file.is_file():
         nnunet.extract_fingerprints([arguments.number], num_processes=arguments.processes)
         nnunet.plan_experiments([arguments.number])
@@ -127,6 +154,11 @@ def main() -> None:
             num_processes=[arguments.processes],
         )
         done.touch()
+    if settings:
+        try:
+            write_plans_copy(name, PLANS, arguments.plans, arguments.configuration, settings)
+        except ValueError as error:
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

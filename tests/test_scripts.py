@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
-from training import EXT_TRAINERS
+from training import EXT_TRAINERS, make_trainer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -95,6 +95,21 @@ def test_benchmark_trainers_differ_in_length_and_precision_alone(monkeypatch):
         assert set(vars(found)) <= {"__init__", *nothing}
         assert set(vars(precision)) <= {"_autocast", "_build_loss", "train_step", "optimise",
                                      *nothing}  # fmt: skip
+
+
+@pytest.mark.parametrize("iterations", [100, 4000])
+def test_the_learning_rate_of_a_benchmark_falls_near_zero(iterations, prepared, monkeypatch):
+    monkeypatch.setenv("PLGCL_BENCHMARK_ITERATIONS", str(iterations))
+    module = load("benchmark_trainers/benchmark_trainers")
+    trainer = make_trainer(module.nnUNetTrainer_benchmark, prepared)
+    trainer.initialize()
+    assert trainer.num_epochs * trainer.num_iterations_per_epoch == iterations
+    rates = []
+    for epoch in range(trainer.num_epochs):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[0] == 0.01  # nnU-Net's own
+    assert rates[-1] == pytest.approx(0.01 * (1 / 50) ** 0.9)
 
 
 def test_benchmark_networks_run_in_bfloat16_and_losses_in_float32(monkeypatch):
@@ -194,6 +209,12 @@ def test_benchmark_says_what_it_needs(tmp_path):
     done = bash("benchmark_acdc_cpu.sh", tmp_path, DEVICE="gpu", WORK=work)
     assert done.returncode == 1 and "no gpu device on this machine, only" in done.stderr
     assert not work.exists()
+    settings = {"SETTINGS": '{"ema_decay": 0.99}', "WORK": work}
+    done = bash("benchmark_acdc_cpu.sh", tmp_path, **settings)
+    assert done.returncode == 1 and "name them, other than nnUNetPlans" in done.stderr
+    settings |= {"SETTINGS": '{"ema_decy": 0.99}', "PLANS": "Fast"}
+    done = bash("benchmark_acdc_cpu.sh", tmp_path, **settings)
+    assert done.returncode == 1 and "Did you mean 'ema_decay'" in done.stderr
     for words in (("pack", tmp_path / "nothing", work), ("run", tmp_path)):
         done = bash("benchmark_acdc_gpu.sh", *words)
         assert done.returncode == 2 and str(words[1]) in done.stderr

@@ -179,7 +179,10 @@ def _train_and_predict(
     """
     if request.run:
         for run in runs:
-            launch.write_plans_of_seed(run)
+            if run.seed:  # repetition 0 has the original
+                launch.write_plans_copy(
+                    run.dataset, run.plans, run.plans_name, run.configuration, {"seed": run.seed}
+                )
     else:
         require_finished(runs)
     if not request.test:

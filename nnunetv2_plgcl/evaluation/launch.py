@@ -63,28 +63,34 @@ def require_device(device: str) -> None:
         raise ValueError(f"PyTorch finds no {device} device on this machine, only {found}.")
 
 
-def write_plans_of_seed(run: Run) -> None:
-    """Copy the plans for a repetition, with its number as seed. Repetition 0 has the original.
+def write_plans_copy(
+    dataset: str, plans_name: str, copy_name: str, configuration: str, settings: Mapping[str, Any]
+) -> None:
+    """Copy a dataset's plans under another name, with settings of ours in one configuration.
+
+    Args:
+        dataset: full name.
+        plans_name, copy_name: of the original and of the copy.
+        configuration: which gets the settings, beside those that it has.
+        settings: values of ``PLGCLConfig`` by name.
 
     Raises:
         ValueError: a plans file of that name with other content.
     """
-    if run.seed == 0:
-        return
-    folder = nnunet_folder("nnUNet_preprocessed") / run.dataset
-    plans = read_json(folder / f"{run.plans}.json")
-    plans["plans_name"] = run.plans_name
-    configuration = plans["configurations"][run.configuration]
-    configuration[PLANS_KEY] = {**configuration.get(PLANS_KEY, {}), "seed": run.seed}
-    file = folder / f"{run.plans_name}.json"
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset
+    plans = read_json(folder / f"{plans_name}.json")
+    plans["plans_name"] = copy_name
+    changed = plans["configurations"][configuration]
+    changed[PLANS_KEY] = {**changed.get(PLANS_KEY, {}), **settings}
+    file = folder / f"{copy_name}.json"
     if not file.is_file():
         write_json(file, plans)
         return
     there = read_json(file)
-    if there["configurations"].get(run.configuration) != configuration:
+    if there["configurations"].get(configuration) != changed:
         raise ValueError(
-            f"{file} is not {run.plans}.json with seed {run.seed} in {run.configuration}. Remove "
-            f"or rename it."
+            f"{file} is not {plans_name}.json with {json.dumps(settings)} in {configuration}. "
+            f"Remove or rename it."
         )
 
 

@@ -108,16 +108,19 @@ def test_a_gpu_that_is_not_there_stops_the_demo_too(tmp_path):
     assert not (tmp_path / "demo").exists()
 
 
-def test_plans_of_a_repetition_are_never_overwritten(prepared):
-    run = Run(prepared.name, "nnUNetTrainer", "nnUNetPlans", "2d_tiny", 0, 3)
-    launch.write_plans_of_seed(run)
-    file = prepared.preprocessed / "nnUNetPlans_seed3.json"
+def test_copies_of_plans_are_never_overwritten(prepared):
+    copy = prepared.name, "nnUNetPlans", "Slow", "2d_tiny", {"ema_decay": 0.9999}
+    launch.write_plans_copy(*copy)
+    file = prepared.preprocessed / "Slow.json"
     plans = json.loads(file.read_text())
-    assert plans["plans_name"] == "nnUNetPlans_seed3"
-    assert plans["configurations"]["2d_tiny"]["plgcl"] == {"seed": 3}
-    launch.write_plans_of_seed(run)  # the same again is fine
+    assert plans["plans_name"] == "Slow"
+    assert plans["configurations"]["2d_tiny"]["plgcl"] == {"ema_decay": 0.9999}
+    launch.write_plans_copy(*copy)  # the same again is fine
+    launch.write_plans_copy(prepared.name, "Slow", "Slow_seed3", "2d_tiny", {"seed": 3})
+    of_seed = json.loads((prepared.preprocessed / "Slow_seed3.json").read_text())
+    assert of_seed["configurations"]["2d_tiny"]["plgcl"] == {"ema_decay": 0.9999, "seed": 3}
     plans["configurations"]["2d_tiny"]["batch_size"] = 3
     file.write_text(json.dumps(plans))
-    with pytest.raises(ValueError, match="is not nnUNetPlans.json with seed 3"):
-        launch.write_plans_of_seed(run)
+    with pytest.raises(ValueError, match='is not nnUNetPlans.json with {"ema_decay": 0.9999} in'):
+        launch.write_plans_copy(*copy)
     assert json.loads(file.read_text()) == plans
