@@ -9,7 +9,7 @@
 # Needs: the package installed (its environment activated); no variable of nnU-Net's.
 # Settings: ITERATIONS SEEDS=3 PATIENTS="7 3 14" (may be empty) UPPER=1 (0: no upper line)
 #           TRAINERS="nnUNetTrainer ..." (the baseline first) WORK=benchmark_acdc
-#           JOBS=1 (trainings at once; as many as cores is quickest on a CPU with bfloat16)
+#           JOBS=1 (trainings at once; as many as cores is quickest on a CPU)
 #           PLANS=NAME SETTINGS='{"ema_decay": 0.99}' (other settings, as under "plgcl" in the
 #           plans; NAME is yours to choose) CONFIG DEVICE
 # Takes 10 to 30 minutes for each of the 39 trainings of the default on two cores.

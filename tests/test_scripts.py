@@ -112,9 +112,11 @@ def test_the_learning_rate_of_a_benchmark_falls_near_zero(iterations, prepared, 
     assert rates[-1] == pytest.approx(0.01 * (1 / 50) ** 0.9)
 
 
-def test_benchmark_networks_run_in_bfloat16_and_losses_in_float32(monkeypatch):
+@pytest.mark.parametrize("amx", [True, False])
+def test_with_amx_benchmark_networks_run_in_bfloat16_and_losses_in_float32(amx, monkeypatch):
     monkeypatch.setenv("PLGCL_BENCHMARK_ITERATIONS", "300")
     module = load("benchmark_trainers/benchmark_trainers")
+    monkeypatch.setattr(module, "HAS_AMX", amx)
 
     class Loss(torch.nn.Module):
         def forward(self, output, target):
@@ -140,8 +142,7 @@ def test_benchmark_networks_run_in_bfloat16_and_losses_in_float32(monkeypatch):
 
     batch = torch.rand(4, 4)
     type("Benchmark", (module._MixedPrecision, Trainer), {})().train_step(batch)
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert seen["logits"].dtype == (torch.bfloat16 if supported else torch.float32)
+    assert seen["logits"].dtype == (torch.bfloat16 if amx else torch.float32)
     assert seen["loss"].dtype == seen["backward"].dtype == torch.float32
     assert seen["loss"] == (seen["logits"].float() @ batch).sum()
 

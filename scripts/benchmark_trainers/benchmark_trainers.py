@@ -1,9 +1,9 @@
 """Trainers of the benchmarks, found by nnU-Net through nnUNet_extTrainer.
 
 NAME_benchmark is the trainer NAME, PLGCL_BENCHMARK_ITERATIONS long, with a short online validation
-after each epoch (a curve to look at, no decision follows from it). On a CPU it trains in mixed
-precision (bfloat16), as nnU-Net does on a GPU: where the CPU has AMX that takes half the time.
-Losses and validation are computed in float32, and all of it is where the CPU lacks bfloat16.
+after each epoch (a curve to look at, no decision follows from it). On a CPU with AMX it trains in
+mixed precision (bfloat16), as nnU-Net does on a GPU, in half the time; losses and validation are
+computed in float32. Without AMX bfloat16 takes longer than float32, so all of it is float32.
 """
 
 import importlib
@@ -20,6 +20,7 @@ ITERATIONS = int(os.environ["PLGCL_BENCHMARK_ITERATIONS"])
 # nnU-Net lowers the learning rate by epoch: few epochs would end far from zero. The last of 50 has
 # 3 % of the first.
 EPOCHS = 50
+HAS_AMX = getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # old PyTorch cannot tell
 
 
 class _InFloat32(nn.Module):
@@ -35,10 +36,10 @@ class _InFloat32(nn.Module):
 
 
 class _MixedPrecision(nnUNetTrainer):
-    """Mixed precision on a CPU too. To be inherited beside a trainer."""
+    """Mixed precision on a CPU with AMX too. To be inherited beside a trainer."""
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
-        able = self.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        able = self.device.type == "cpu" and HAS_AMX
         return torch.autocast("cpu", torch.bfloat16, enabled and able)
 
     def _build_loss(self) -> nn.Module:
