@@ -3,7 +3,7 @@
 NAME_benchmark is the trainer NAME, PLGCL_BENCHMARK_ITERATIONS long, with a short online validation
 after each epoch (a curve to look at, no decision follows from it). On a CPU with AMX it trains in
 mixed precision (bfloat16), as nnU-Net does on a GPU, in half the time; losses and validation are
-computed in float32. Without AMX bfloat16 takes longer than float32, so all of it is float32.
+computed in float32. Without AMX bfloat16 gains nothing, so all of it is float32.
 """
 
 import importlib
