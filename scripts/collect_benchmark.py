@@ -24,11 +24,10 @@ DATASET = "Dataset027_ACDC"
 KEY = ["iterations", "labelled patients", "plans", "configuration", "trainer", "seeds"]
 
 
-def origin(comparison: Path, trainer: str) -> dict[str, str | int]:
+def origin(comparison: Path, scores: pd.DataFrame, trainer: str) -> dict[str, str | int]:
     """Where one row of a comparison's folder comes from."""
     length, plans, configuration = comparison.name.split("__")
     iterations, patients = map(int, length.split("_"))
-    scores = pd.read_csv(comparison / "scores.csv", usecols=["trainer", "fold", "seed"])
     scores = scores[scores["trainer"] == trainer].drop_duplicates()
     seen: dict[str, set[str]] = {"commit": set(), "device": set(), "day": set()}
     for fold, seed in scores[["fold", "seed"]].itertuples(index=False):
@@ -51,7 +50,8 @@ def origin(comparison: Path, trainer: str) -> dict[str, str | int]:
 def main() -> None:
     comparison = Path(sys.argv[1])
     table = pd.read_csv(comparison / "table.csv")
-    origins = pd.DataFrame([origin(comparison, name) for name in table["trainer"]])
+    scores = pd.read_csv(comparison / "scores.csv", usecols=["trainer", "fold", "seed"])
+    origins = pd.DataFrame([origin(comparison, scores, name) for name in table["trainer"]])
     table["trainer"] = table["trainer"].str.removesuffix("_benchmark")
     rows = pd.concat([origins, table], axis=1)
     collected = comparison.parent / "results.csv"

@@ -143,6 +143,11 @@ def main() -> None:
     if "2d_small" not in plans["configurations"]:
         plans["configurations"]["2d_small"] = small_configuration(plans["configurations"]["2d"])
         plans_file.write_text(json.dumps(plans, indent=4))
+    if settings:
+        try:
+            write_plans_copy(name, PLANS, arguments.plans, arguments.configuration, settings)
+        except ValueError as error:
+            sys.exit(str(error))
     split_file = preprocessed / "splits_final.json"
     if not split_file.is_file():
         write_split(split_file, folds)
@@ -154,11 +159,6 @@ def main() -> None:
             num_processes=[arguments.processes],
         )
         done.touch()
-    if settings:
-        try:
-            write_plans_copy(name, PLANS, arguments.plans, arguments.configuration, settings)
-        except ValueError as error:
-            sys.exit(str(error))
 
 
 if __name__ == "__main__":
