@@ -30,25 +30,26 @@ from nnunetv2_plgcl.datasets.files import nnunet_folder, write_split
 from nnunetv2_plgcl.datasets.split import group_cases
 from nnunetv2_plgcl.evaluation.launch import write_plans_copy
 
-FEATURES = (16, 32, 64, 128)
 TRAINING_PATIENTS = 70
 PLANS = "nnUNetPlans"
+CPU_CONFIGURATIONS = {"2d_half": ((128, 112), 5), "2d_small": ((96, 96), 4)}  # patch, stages
 
 
-def small_configuration(configuration: dict) -> dict:
-    """nnU-Net's 2d configuration, small enough for two cores."""
-    architecture = json.loads(json.dumps(configuration["architecture"]))
+def cpu_configuration(name: str, planned: dict) -> dict:
+    """A configuration of ``CPU_CONFIGURATIONS`` from nnU-Net's 2d configuration."""
+    patch_size, stages = CPU_CONFIGURATIONS[name]
+    architecture = json.loads(json.dumps(planned["architecture"]))
     arguments = architecture["arch_kwargs"]
-    stages = len(FEATURES)
-    for name in ("kernel_sizes", "strides", "n_conv_per_stage"):
-        arguments[name] = arguments[name][:stages]
+    for key in ("kernel_sizes", "strides", "n_conv_per_stage"):
+        arguments[key] = arguments[key][:stages]
     arguments["n_conv_per_stage_decoder"] = arguments["n_conv_per_stage_decoder"][: stages - 1]
-    arguments.update(n_stages=stages, features_per_stage=list(FEATURES))
+    features = [number // 2 for number in arguments["features_per_stage"][:stages]]
+    arguments.update(n_stages=stages, features_per_stage=features)
     return {
         "inherits_from": "2d",
-        "data_identifier": "nnUNetPlans_2d_small",
+        "data_identifier": f"nnUNetPlans_{name}",
         "spacing": [2.0, 2.0],
-        "patch_size": [96, 96],
+        "patch_size": list(patch_size),
         "batch_size": 8,
         "architecture": architecture,
     }
@@ -110,7 +111,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="ACDC in nnU-Net's raw layout")
     parser.add_argument("-d", dest="number", type=int, default=27, help="dataset number")
-    parser.add_argument("-c", dest="configuration", choices=("2d", "2d_small"), required=True)
+    parser.add_argument(
+        "-c", dest="configuration", required=True, choices=("2d", *CPU_CONFIGURATIONS)
+    )
     parser.add_argument("-p", dest="plans", default=PLANS, help="plans, or a name for a copy")
     parser.add_argument("--settings", help='JSON, under "plgcl" in the copy')
     parser.add_argument("--np", dest="processes", type=int, default=2)
@@ -140,8 +143,11 @@ def main() -> None:
         nnunet.extract_fingerprints([arguments.number], num_processes=arguments.processes)
         nnunet.plan_experiments([arguments.number])
     plans = json.loads(plans_file.read_text())
-    if "2d_small" not in plans["configurations"]:
-        plans["configurations"]["2d_small"] = small_configuration(plans["configurations"]["2d"])
+    configurations = plans["configurations"]
+    if arguments.configuration not in configurations:
+        configurations[arguments.configuration] = cpu_configuration(
+            arguments.configuration, configurations["2d"]
+        )
         plans_file.write_text(json.dumps(plans, indent=4))
     if settings:
         try:

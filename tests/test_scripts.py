@@ -13,6 +13,9 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.experiment_planning.experiment_planners.network_topology import (
+    get_pool_and_conv_props,
+)
 from training import EXT_TRAINERS, make_trainer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -45,6 +48,27 @@ def test_benchmark_folds_are_those_of_the_literature(acdc):
     assert folds[3].keys() == {"train", "val"} and folds[3]["train"] == sorted(published["train"])
     (validation,) = {tuple(fold["val"]) for fold in folds}
     assert not {*validation} & {*published["train"]} and len(validation) == 20
+
+
+def test_half_resolution_configuration_is_what_nnunet_would_plan_for_such_images():
+    def planned(patch_size: list[int]) -> dict:
+        _, strides, kernel_sizes, *_ = get_pool_and_conv_props([1, 1], patch_size, 4, 999)
+        stages = len(strides)
+        arguments = {
+            "n_stages": stages,
+            "strides": [list(stride) for stride in strides],
+            "kernel_sizes": [list(size) for size in kernel_sizes],
+            "n_conv_per_stage": [2] * stages,
+            "n_conv_per_stage_decoder": [2] * (stages - 1),
+            "features_per_stage": [min(32 * 2**stage, 512) for stage in range(stages)],
+        }
+        return {"architecture": {"arch_kwargs": arguments}}
+
+    half = load("prepare_acdc_benchmark").cpu_configuration("2d_half", planned([256, 224]))
+    assert half["patch_size"] == [128, 112]
+    expected = planned([128, 112])["architecture"]["arch_kwargs"]
+    expected["features_per_stage"] = [number // 2 for number in expected["features_per_stage"]]
+    assert half["architecture"]["arch_kwargs"] == expected
 
 
 def test_benchmark_refuses_other_patients(acdc):
