@@ -329,6 +329,11 @@ def compare(argv: Sequence[str] | None = None) -> None:
         help="the split file is younger than a training, but was merely copied",
     )  # fmt: skip
     parser.add_argument(
+        "--postprocessing", action="store_true",
+        help="apply nnU-Net's own postprocessing (largest component), determined for each training "
+        "on its validation cases as nnUNetv2_find_best_configuration does",
+    )  # fmt: skip
+    parser.add_argument(
         "-o", type=Path, default=Path("plgcl_compare"), metavar="OUTPUT",
         help="folder (default: %(default)s)",
     )  # fmt: skip
@@ -356,7 +361,8 @@ def compare(argv: Sequence[str] | None = None) -> None:
                 run=args.run, seeds=args.seeds, launcher=args.launcher,
                 slurm=dict(option.split("=", 1) for option in args.slurm), jobs=args.jobs,
                 device=args.device,
-                voxel=args.voxel, trust_split=args.trust_split, processes=args.np,
+                voxel=args.voxel, trust_split=args.trust_split,
+                postprocessing=args.postprocessing, processes=args.np,
             )
         )  # fmt: skip
     except (ValueError, OSError, RuntimeError) as error:

@@ -11,9 +11,11 @@
 #           TRAINERS="nnUNetTrainer ..." (the baseline first) WORK=benchmark_acdc
 #           JOBS=1 (trainings at once; as many as cores is quickest on a CPU)
 #           PLANS=NAME SETTINGS='{"ema_decay": 0.99}' (other settings, as under "plgcl" in the
-#           plans; NAME is yours to choose) CONFIG DEVICE
+#           plans; NAME is yours to choose) POSTPROCESSING=0 (1: tables of the predictions after
+#           nnU-Net's own postprocessing) CONFIG DEVICE
 # Takes 10 to 30 minutes for each of the 39 trainings of the default on two cores.
-# Results: WORK/ITERATIONS_PATIENTS__PLANS__CONFIG/, tables and report of the last call;
+# Results: WORK/ITERATIONS_PATIENTS__PLANS__CONFIG/, tables and report of the last call, and another
+#          such folder with __postprocessed at its end;
 #          WORK/results.csv, all calls, with commit, device and day.
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -62,10 +64,14 @@ fi
 declare -A fold_of=([7]=0 [14]=1 [3]=2)
 
 compare() { # patients, fold, trainers
-    local output=$work/${iterations}_$1__${plans}__$config fold=$2
+    local output=$work/${iterations}_$1__${plans}__$config fold=$2 postprocessing=()
     shift 2
+    if [ "${POSTPROCESSING:-0}" = 1 ]; then
+        output=${output}__postprocessed postprocessing=(--postprocessing)
+    fi
     nnUNetv2_plgcl_compare -d 27 -c "$config" -f "$fold" -tr "${@/%/_benchmark}" -p "$plans" \
-        --run --jobs "$jobs" --seeds "$seeds" --voxel -device "$device" -o "$output" --np 2
+        --run --jobs "$jobs" --seeds "$seeds" --voxel -device "$device" -o "$output" --np 2 \
+        "${postprocessing[@]}"
     python3 "$scripts/collect_benchmark.py" "$output"
 }
 for number in "${patients[@]}"; do

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Add the table of a benchmark's comparison to a CSV file, with what each row comes from.
 
-    python scripts/collect_benchmark.py WORK/ITERATIONS_PATIENTS__PLANS__CONFIG
+    python scripts/collect_benchmark.py WORK/ITERATIONS_PATIENTS__PLANS__CONFIG[__postprocessed]
 
 adds its rows to WORK/results.csv; nnU-Net's variables must name the folders of the trainings. A row
 replaces an older one of the same trainer, settings and number of seeds; others stay, although a
@@ -21,12 +21,13 @@ import pandas as pd
 from nnunetv2_plgcl.evaluation.runs import Run
 
 DATASET = "Dataset027_ACDC"
-KEY = ["iterations", "labelled patients", "plans", "configuration", "trainer", "seeds"]
+KEY = ["iterations", "labelled patients", "plans", "configuration", "postprocessed", "trainer",
+       "seeds"]  # fmt: skip
 
 
 def origin(comparison: Path, scores: pd.DataFrame, trainer: str) -> dict[str, str | int]:
     """Where one row of a comparison's folder comes from."""
-    length, plans, configuration = comparison.name.split("__")
+    length, plans, configuration, *postprocessed = comparison.name.split("__")
     iterations, patients = map(int, length.split("_"))
     scores = scores[scores["trainer"] == trainer].drop_duplicates()
     seen: dict[str, set[str]] = {"commit": set(), "device": set(), "day": set()}
@@ -43,6 +44,7 @@ def origin(comparison: Path, scores: pd.DataFrame, trainer: str) -> dict[str, st
         "labelled patients": patients,
         "plans": plans,
         "configuration": configuration,
+        "postprocessed": bool(postprocessed),
         "seeds": scores["seed"].nunique(),
     }
 

@@ -2,7 +2,9 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -116,6 +118,17 @@ def prepared(prepared_once: Prepared, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, value)
     os.makedirs(tmp_path / "nnUNet_results", exist_ok=True)
     return mine
+
+
+@pytest.fixture
+def nnunet_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pools in which nnU-Net evaluates and postprocesses, without new processes."""
+    from nnunetv2.evaluation import evaluate_predictions
+    from nnunetv2.postprocessing import remove_connected_components
+
+    threads = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=ThreadPool))
+    for module in (evaluate_predictions, remove_connected_components):
+        monkeypatch.setattr(module, "multiprocessing", threads)
 
 
 @pytest.fixture

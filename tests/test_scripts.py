@@ -82,12 +82,13 @@ def test_benchmark_refuses_other_patients(acdc):
 
 
 def test_rows_of_other_trainers_and_seeds_stay_when_results_are_collected(tmp_path, monkeypatch):
-    def compared(trainer, seeds, score):
-        folder = tmp_path / "100_7__P__2d_small"
+    def compared(trainer, seeds, score, name="100_7__P__2d_small"):
+        folder = tmp_path / name
+        monkeypatch.setattr("sys.argv", ["", str(folder)])
         folder.mkdir(exist_ok=True)
-        names = [f"{trainer}__P{f'_seed{seed}' if seed else ''}__2d_small" for seed in range(seeds)]
-        for seed, name in enumerate(names):
-            run = tmp_path / "results_100" / "Dataset027_ACDC" / name / "fold_0"
+        models = [f"{trainer}__P{f'_seed{n}' if n else ''}__2d_small" for n in range(seeds)]
+        for seed, model in enumerate(models):
+            run = tmp_path / "results_100" / "Dataset027_ACDC" / model / "fold_0"
             run.mkdir(parents=True, exist_ok=True)
             (run / "debug.json").write_text(json.dumps({"device": "cpu", "commit": f"c{seed}"}))
         scores = [{"trainer": trainer, "fold": 0, "seed": seed} for seed in range(seeds)]
@@ -97,13 +98,15 @@ def test_rows_of_other_trainers_and_seeds_stay_when_results_are_collected(tmp_pa
         found = pd.read_csv(tmp_path / "results.csv")
         return found[["trainer", "seeds", "DSC", "commit"]].values.tolist()
 
-    monkeypatch.setattr("sys.argv", ["", str(tmp_path / "100_7__P__2d_small")])
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results_100"))
     assert compared("A_benchmark", 2, 0.5) == [["A", 2, 0.5, "c0 c1"]]
     assert compared("A_benchmark", 1, 0.6) == [["A", 2, 0.5, "c0 c1"], ["A", 1, 0.6, "c0"]]
     assert compared("B_benchmark", 1, 0.7)[2] == ["B", 1, 0.7, "c0"]
     rows = compared("A_benchmark", 2, 0.8)
     assert sorted(rows)[1] == ["A", 2, 0.8, "c0 c1"] and len(rows) == 3
+    rows = compared("A_benchmark", 2, 0.9, "100_7__P__2d_small__postprocessed")
+    assert sorted(rows)[1:3] == [["A", 2, 0.8, "c0 c1"], ["A", 2, 0.9, "c0 c1"]]
+    assert pd.read_csv(tmp_path / "results.csv")["postprocessed"].tolist().count(True) == 1
 
 
 def test_benchmark_trainers_differ_in_length_and_precision_alone(monkeypatch):

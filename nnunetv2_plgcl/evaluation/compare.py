@@ -35,6 +35,7 @@ from nnunetv2_plgcl.evaluation.comparison import METRICS, Comparison
 from nnunetv2_plgcl.evaluation.evaluate import class_names
 from nnunetv2_plgcl.evaluation.figures import box_plot, learning_curves
 from nnunetv2_plgcl.evaluation.overlay import overlay_figure, slice_with_most_foreground
+from nnunetv2_plgcl.evaluation.postprocessing import postprocess
 from nnunetv2_plgcl.evaluation.report import Picture, picture_of, write_report
 from nnunetv2_plgcl.evaluation.runs import Run, read_course, require_alike, require_finished
 
@@ -58,6 +59,7 @@ class Request:
         device: to train and predict on.
         voxel: distances in voxels instead of mm.
         trust_split: see ``runs.require_alike``.
+        postprocessing: compare what nnU-Net's own postprocessing makes of the predictions.
         processes: worker processes of the evaluation.
     """
 
@@ -76,6 +78,7 @@ class Request:
     device: str = "cuda"
     voxel: bool = False
     trust_split: bool = False
+    postprocessing: bool = False
     processes: int = 4
 
 
@@ -108,11 +111,18 @@ def compare(request: Request) -> tuple[str, list[Path]]:
     require_alike(runs, splits, images_un, split_file(name), request.trust_split)
     (request.output / "figures").mkdir(parents=True, exist_ok=True)
 
+    of_dataset = nnunet_folder("nnUNet_preprocessed") / name / "gt_segmentations"
     if request.test:
         reference, cases = request.test[1], dict.fromkeys(request.folds)
     else:
-        reference = nnunet_folder("nnUNet_preprocessed") / name / "gt_segmentations"
+        reference = of_dataset
         cases = {fold: splits[fold]["val"] for fold in request.folds}
+    if request.postprocessing:
+        folder = request.output / "postprocessing"
+        predictions = {
+            run: postprocess(run, raw, of_dataset, folder / run.name, request.processes)
+            for run, raw in predictions.items()
+        }
     sizes = {
         fold: (len(splits[fold]["train"]), len(splits[fold].get("unlabelled", [])) + len(images_un))
         for fold in request.folds
@@ -253,6 +263,8 @@ def _facts(
     facts["iterations"] = f"{course.iterations}, with {course.batch_size} patches each"
     facts["repetitions"] = str(request.seeds)
     facts["weights"] = "those of the last iteration; never chosen by a score"
+    if request.postprocessing:
+        facts["postprocessing"] = "nnU-Net's, determined on the validation cases of each training"
     facts["date"] = date.today().isoformat()
     return facts
 

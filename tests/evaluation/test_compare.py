@@ -162,6 +162,23 @@ def test_predictions_of_test_images_are_compared(copy, tmp_path, capsys):
     assert first.name.partition(".")[0] in message and "only" in message
 
 
+def test_postprocessed_predictions_are_compared(copy, nnunet_in_threads):
+    commands.compare(arguments(copy.base / "out", "--postprocessing"))
+    scores = read_csv(copy.base / "out" / "scores.csv")
+    names = {name: str(v) for name, v in copy.dataset_json()["labels"].items()}
+    for trainer in (STOCK, OURS):
+        run = runs.Run(copy.name, trainer, "nnUNetPlans", TINY, 0, 0)
+        folder = copy.base / "out" / "postprocessing" / run.name / "validation"
+        of_nnunet = json.loads((folder / "postprocessing.json").read_text())["postprocessed"]
+        for name in {row["class"] for row in scores}:
+            values = [
+                float(row["value"]) for row in scores
+                if (row["trainer"], row["class"], row["metric"]) == (trainer, name, "DSC")
+            ]  # fmt: skip
+            assert np.mean(values) == pytest.approx(of_nnunet["mean"][names[name]]["Dice"])
+    assert "postprocessing" in (copy.base / "out" / "report.html").read_text()
+
+
 def test_unlike_runs_are_refused_by_name(copy):
     ours = fold_of(copy, OURS)
     split = copy.preprocessed / "splits_final.json"
