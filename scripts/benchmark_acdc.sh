@@ -12,7 +12,8 @@
 #           JOBS=1 (trainings at once; as many as cores is quickest on a CPU)
 #           PLANS=NAME SETTINGS='{"ema_decay": 0.99}' (other settings, as under "plgcl" in the
 #           plans; NAME is yours to choose) POSTPROCESSING=0 (1: tables of the predictions after
-#           nnU-Net's own postprocessing) CONFIG DEVICE
+#           nnU-Net's own postprocessing) CONFIG=2d_half (patches of whole slices on a CPU; each
+#           CONFIG needs a WORK of its own) DEVICE
 # Takes 10 to 30 minutes for each of the 39 trainings of the default on two cores.
 # Results: WORK/ITERATIONS_PATIENTS__PLANS__CONFIG/, tables and report of the last call, and another
 #          such folder with __postprocessed at its end;
@@ -37,6 +38,10 @@ for number in "${patients[@]}"; do
 done
 if ! [[ $seeds =~ ^[1-9][0-9]*$ && $jobs =~ ^[1-9][0-9]*$ ]]; then
     echo "SEEDS and JOBS must be numbers from 1 on, not $seeds and $jobs." >&2
+    exit 2
+fi
+if ! [[ ${POSTPROCESSING:-0} =~ ^[01]$ ]]; then
+    echo "POSTPROCESSING is 0 or 1, not $POSTPROCESSING." >&2
     exit 2
 fi
 if [ ! -d "$source/imagesTr" ]; then

@@ -228,6 +228,8 @@ def test_benchmark_says_what_it_needs(tmp_path):
     assert done.returncode == 2 and "3, 7 and 14, but not 5" in done.stderr
     done = bash("benchmark_acdc_cpu.sh", "folder", SEEDS="two")
     assert done.returncode == 2 and "from 1 on, not two" in done.stderr
+    done = bash("benchmark_acdc_cpu.sh", "folder", POSTPROCESSING="yes")
+    assert done.returncode == 2 and "0 or 1, not yes" in done.stderr
     done = bash("benchmark_acdc_cpu.sh", tmp_path)
     assert done.returncode == 2 and "no folder imagesTr" in done.stderr
     (tmp_path / "imagesTr").mkdir()
