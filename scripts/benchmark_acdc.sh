@@ -12,8 +12,8 @@
 #           JOBS=1 (trainings at once; as many as cores is quickest on a CPU)
 #           PLANS=NAME SETTINGS='{"ema_decay": 0.99}' (other settings, as under "plgcl" in the
 #           plans; NAME is yours to choose) POSTPROCESSING=0 (1: tables of the predictions after
-#           nnU-Net's own postprocessing) CONFIG=2d_half (patches of whole slices on a CPU; each
-#           CONFIG needs a WORK of its own) DEVICE
+#           nnU-Net's own postprocessing) DEVICE CONFIG (on a CPU 2d_small, or 2d_half for patches
+#           of whole slices; each needs a WORK of its own)
 # Takes 10 to 30 minutes for each of the 39 trainings of the default on two cores.
 # Results: WORK/ITERATIONS_PATIENTS__PLANS__CONFIG/, tables and report of the last call, and another
 #          such folder with __postprocessed at its end;

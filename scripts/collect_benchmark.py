@@ -27,7 +27,8 @@ KEY = ["iterations", "labelled patients", "plans", "configuration", "postprocess
 
 def origin(comparison: Path, scores: pd.DataFrame, trainer: str) -> dict[str, str | int]:
     """Where one row of a comparison's folder comes from."""
-    length, plans, configuration, *postprocessed = comparison.name.split("__")
+    name = comparison.name.removesuffix("__postprocessed")
+    length, plans, configuration = name.split("__")
     iterations, patients = map(int, length.split("_"))
     scores = scores[scores["trainer"] == trainer].drop_duplicates()
     seen: dict[str, set[str]] = {"commit": set(), "device": set(), "day": set()}
@@ -44,7 +45,7 @@ def origin(comparison: Path, scores: pd.DataFrame, trainer: str) -> dict[str, st
         "labelled patients": patients,
         "plans": plans,
         "configuration": configuration,
-        "postprocessed": bool(postprocessed),
+        "postprocessed": name != comparison.name,
         "seeds": scores["seed"].nunique(),
     }
 
@@ -58,7 +59,10 @@ def main() -> None:
     rows = pd.concat([origins, table], axis=1)
     collected = comparison.parent / "results.csv"
     if collected.is_file():
-        rows = pd.concat([pd.read_csv(collected, dtype={"commit": str}), rows])
+        older = pd.read_csv(collected, dtype={"commit": str})
+        if "postprocessed" not in older:
+            older["postprocessed"] = False
+        rows = pd.concat([older, rows])
         rows = rows.drop_duplicates(KEY, keep="last")
     rows.to_csv(collected, index=False)
     print(f"Written: {collected}")

@@ -4,8 +4,8 @@
 Fold 0 has 7 labelled patients, fold 1 has 14 and fold 2 has 3, as the paper's protocol; fold 3 has
 all 70, the upper line. Validation patients are the same 10 in each. Configuration 2d is nnU-Net's
 own plan. Two are for a CPU, with spacing 2 x 2, batch 8 and half the features: 2d_small has patches
-of 96 x 96, 2d_half is nnU-Net's plan at half the resolution, with patches of the whole slice, 128 x
-112, and a stage more. Preprocessing is done once: what is there is kept.
+of 96 x 96; 2d_half has those of nnU-Net's plan at half the resolution, 128 x 112, which show all of
+a slice of median size, and a stage more. Preprocessing is done once: what is there is kept.
 
     python scripts/prepare_acdc_benchmark.py FOLDER -d 27 -c 2d_small
     python scripts/prepare_acdc_benchmark.py FOLDER -d 27 -c 2d_small \\

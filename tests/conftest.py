@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import SimpleITK as sitk
 
 from nnunetv2_plgcl.datasets.phantom import write_phantom
 
@@ -118,6 +119,17 @@ def prepared(prepared_once: Prepared, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, value)
     os.makedirs(tmp_path / "nnUNet_results", exist_ok=True)
     return mine
+
+
+def add_island(file: Path) -> None:
+    """Two voxels of class 1 in a corner of a segmentation, far from the rest."""
+    image = sitk.ReadImage(file)
+    segmentation = sitk.GetArrayFromImage(image)
+    assert not segmentation[:3, :4, :4].any()
+    segmentation[0, 0, :2] = 1
+    changed = sitk.GetImageFromArray(segmentation)
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, file)
 
 
 @pytest.fixture

@@ -106,7 +106,11 @@ def test_rows_of_other_trainers_and_seeds_stay_when_results_are_collected(tmp_pa
     assert sorted(rows)[1] == ["A", 2, 0.8, "c0 c1"] and len(rows) == 3
     rows = compared("A_benchmark", 2, 0.9, "100_7__P__2d_small__postprocessed")
     assert sorted(rows)[1:3] == [["A", 2, 0.8, "c0 c1"], ["A", 2, 0.9, "c0 c1"]]
-    assert pd.read_csv(tmp_path / "results.csv")["postprocessed"].tolist().count(True) == 1
+    collected = pd.read_csv(tmp_path / "results.csv")
+    assert collected["postprocessed"].tolist().count(True) == 1
+    older = collected[~collected["postprocessed"]].drop(columns="postprocessed")
+    older.to_csv(tmp_path / "results.csv", index=False)
+    assert len(compared("A_benchmark", 2, 0.7)) == len(older)
 
 
 def test_benchmark_trainers_differ_in_length_and_precision_alone(monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Prepared
+from conftest import TINY, Prepared, add_island
 from training import EXT_TRAINERS, command_environment, nnunet_command
 
 from nnunetv2_plgcl import commands
@@ -163,6 +163,10 @@ def test_predictions_of_test_images_are_compared(copy, tmp_path, capsys):
 
 
 def test_postprocessed_predictions_are_compared(copy, nnunet_in_threads):
+    for case in copy.split["val"]:  # two islands beside a perfect segmentation
+        prediction = fold_of(copy, OURS) / "validation" / f"{case}.nii.gz"
+        shutil.copy(copy.preprocessed / "gt_segmentations" / prediction.name, prediction)
+        add_island(prediction)
     commands.compare(arguments(copy.base / "out", "--postprocessing"))
     scores = read_csv(copy.base / "out" / "scores.csv")
     names = {name: str(v) for name, v in copy.dataset_json()["labels"].items()}
@@ -176,6 +180,8 @@ def test_postprocessed_predictions_are_compared(copy, nnunet_in_threads):
                 if (row["trainer"], row["class"], row["metric"]) == (trainer, name, "DSC")
             ]  # fmt: skip
             assert np.mean(values) == pytest.approx(of_nnunet["mean"][names[name]]["Dice"])
+    ours = [row["value"] for row in scores if (row["trainer"], row["metric"]) == (OURS, "DSC")]
+    assert {float(value) for value in ours} == {1.0}
     assert "postprocessing" in (copy.base / "out" / "report.html").read_text()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import TINY, Prepared
+from conftest import TINY, Prepared, add_island
 
 from nnunetv2_plgcl.evaluation.postprocessing import postprocess
 from nnunetv2_plgcl.evaluation.runs import Run
@@ -29,17 +29,6 @@ def references(prepared: Prepared) -> Path:
     return prepared.preprocessed / "gt_segmentations"
 
 
-def add_island(file: Path) -> None:
-    """Two voxels of class 1 in a corner far from the rest."""
-    image = sitk.ReadImage(file)
-    segmentation = sitk.GetArrayFromImage(image)
-    assert not segmentation[:3, :4, :4].any()
-    segmentation[0, 0, :2] = 1
-    changed = sitk.GetImageFromArray(segmentation)
-    changed.CopyInformation(image)
-    sitk.WriteImage(changed, file)
-
-
 def read(file: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(file))
 
@@ -58,6 +47,15 @@ def test_islands_go_where_that_raises_the_dice_of_validation(prepared, run, tmp_
     rule = json.loads((tmp_path / "out" / "validation" / "postprocessing.json").read_text())
     assert rule["postprocessing_fns"] == ["remove_all_but_largest_component_from_segmentation"]
     assert rule["postprocessed"]["foreground_mean"]["Dice"] == 1
+
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(files[0], other / "another.nii.gz")
+    folder = postprocess(run, other, references(prepared), tmp_path / "out", 1)
+    assert [file.name for file in folder.iterdir()] == ["another.nii.gz"]
+    np.testing.assert_array_equal(
+        read(folder / "another.nii.gz"), read(references(prepared) / files[0].name)
+    )
 
 
 def test_other_predictions_take_no_part_in_the_decision(prepared, run, tmp_path):
