@@ -13,7 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_plgcl.config import PLANS_KEY
+from nnunetv2_plgcl.settings import PLANS_KEY
 
 STOCK = nnUNetTrainer.__name__
 PREDICTION_NEEDS = ("network_weights", "init_args", "inference_allowed_mirroring_axes")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nnunetv2_plgcl.contrast.embedding import masked_crops
 from nnunetv2_plgcl.contrast.patches import Windows, bernoulli_entropy
-from nnunetv2_plgcl.semisupervised.cutmix import CutMix
+from nnunetv2_plgcl.semisupervised.mixing import CutMix
 
 POSITIVE, NEGATIVE = "#1b9e77", "#d95f02"
 SHOWN = 6  # windows of each side

@@ -25,11 +25,11 @@ from pathlib import Path
 
 from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
 
-from nnunetv2_plgcl.config import PLANS_KEY, config_from_plans
 from nnunetv2_plgcl.datasets.convert.run import read_protocol
 from nnunetv2_plgcl.datasets.files import nnunet_folder, write_split
 from nnunetv2_plgcl.datasets.split import group_cases
 from nnunetv2_plgcl.evaluation.launch import write_plans_copy
+from nnunetv2_plgcl.settings import PLANS_KEY, config_from_plans
 
 TRAINING_PATIENTS = 70
 PLANS = "nnUNetPlans"

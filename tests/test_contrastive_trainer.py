@@ -14,8 +14,7 @@ from conftest import TINY
 from training import assert_equal_to_the_bit, make_trainer, tiny
 
 from nnunetv2_plgcl import trainers
-from nnunetv2_plgcl.config import PLGCLConfig
-from nnunetv2_plgcl.semisupervised import progress
+from nnunetv2_plgcl.settings import PLGCLConfig
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
@@ -39,7 +38,7 @@ def trainer_class(ablation: str) -> type:
 def train(trainer):
     trainer.run_training()
     log = trainer.logger.local_logger.my_fantastic_logging
-    for key in progress.LOSSES:
+    for key in log.LOSSES:
         assert np.isfinite(log[key]).all()
     assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
     return log
@@ -126,7 +125,7 @@ def test_choices_combine(prepared, guide, embedding, expectation):
     settings = {"guide": guide, "embedding": embedding, "expectation": expectation}
     log = train(make_trainer(tiny(nnUNetTrainerPLGCL, 2, 2), prepared, settings))
     assert log["loss_contrastive"][-1] > 0
-    assert all(sum(counts) > 0 for counts in log[progress.PATCHES])
+    assert all(sum(counts) > 0 for counts in log[log.PATCHES])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])

@@ -2,7 +2,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from nnunetv2_plgcl.config import PLGCLConfig
+from nnunetv2_plgcl.settings import PLGCLConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SETTINGS = README[README.index("### Settings") : README.index("### Stop and go on")]

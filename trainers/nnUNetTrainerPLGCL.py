@@ -16,10 +16,10 @@ from nnunetv2_plgcl.contrast.guidance import GUIDES, cosine_similarity
 from nnunetv2_plgcl.contrast.loss import closed_form_info_nce, sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.contrast.patches import Windows, every_window, window_statistics
-from nnunetv2_plgcl.semisupervised import progress
-from nnunetv2_plgcl.semisupervised.consistency import sigmoid_rampup
-from nnunetv2_plgcl.semisupervised.cutmix import CutMix
-from nnunetv2_plgcl.semisupervised.pseudo_label import label_probabilities
+from nnunetv2_plgcl.semisupervised import log
+from nnunetv2_plgcl.semisupervised.losses import sigmoid_rampup
+from nnunetv2_plgcl.semisupervised.mixing import CutMix
+from nnunetv2_plgcl.semisupervised.targets import label_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 
@@ -215,7 +215,7 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
             self.print_to_log_file(
                 f"Epoch {self.current_epoch}, iteration {self.iteration_in_epoch}: the contrastive "
                 f"loss is zero, as fewer than two classes have been seen so far. That is no "
-                f"concern in the first iterations; if {progress.PATCHES} stays 0 for all but one "
+                f"concern in the first iterations; if {log.PATCHES} stays 0 for all but one "
                 f'class, look at the labels and at "window_fraction". Said only once.'
             )
         return report

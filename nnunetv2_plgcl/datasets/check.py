@@ -14,7 +14,6 @@ from typing import Literal
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunetv2_plgcl.config import config_from_plans
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.datasets.files import read_group_pattern, read_split
 from nnunetv2_plgcl.datasets.split import (
@@ -35,6 +34,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     unlabelled_cases,
     unlabelled_folder,
 )
+from nnunetv2_plgcl.settings import config_from_plans
 
 Part = Literal["labelled", "unlabelled", "validation"]
 PARTS: tuple[Part, ...] = ("labelled", "unlabelled", "validation")

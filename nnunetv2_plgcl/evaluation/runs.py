@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_plgcl.config import PLANS_KEY
 from nnunetv2_plgcl.datasets.files import nnunet_folder
 from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.settings import PLANS_KEY
 
 FINAL = "checkpoint_final.pth"
 RECORD = "plgcl_run.json"

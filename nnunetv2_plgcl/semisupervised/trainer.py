@@ -35,7 +35,6 @@ from torch import distributed as dist
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_plgcl.config import config_from_plans
 from nnunetv2_plgcl.datasets.check import check_training
 from nnunetv2_plgcl.datasets.files import read_split
 from nnunetv2_plgcl.datasets.strict import require_replanned
@@ -46,11 +45,11 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     unlabelled_cases,
     unlabelled_folder,
 )
-from nnunetv2_plgcl.semisupervised import checkpoint as checkpoints
-from nnunetv2_plgcl.semisupervised import progress
-from nnunetv2_plgcl.semisupervised.consistency import consistency_loss, sigmoid_rampup
-from nnunetv2_plgcl.semisupervised.cutmix import CutMix
-from nnunetv2_plgcl.semisupervised.pseudo_label import class_probabilities
+from nnunetv2_plgcl.semisupervised import log
+from nnunetv2_plgcl.semisupervised import state as states
+from nnunetv2_plgcl.semisupervised.losses import consistency_loss, sigmoid_rampup
+from nnunetv2_plgcl.semisupervised.mixing import CutMix
+from nnunetv2_plgcl.semisupervised.targets import class_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher, swap_weights
 from nnunetv2_plgcl.semisupervised.unlabelled import UnlabelledDataset, unlabelled_dataset
 from nnunetv2_plgcl.semisupervised.views import (
@@ -59,6 +58,7 @@ from nnunetv2_plgcl.semisupervised.views import (
     make_deterministic,
     strong_intensity,
 )
+from nnunetv2_plgcl.settings import config_from_plans
 
 # Mixed precision overflows now and then and skips the step; this many in a row is no overflow.
 NONFINITE_STEPS_ALLOWED = 20
@@ -99,7 +99,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         self.dataloader_unlabelled: Any = None  # -> get_dataloaders
         self.iteration_in_epoch = 0
         self._nonfinite_steps = 0
-        progress.install(self.logger)
+        log.install(self.logger)
 
     # ---- set-up ------------------------------------------------------------------------------
 
@@ -375,7 +375,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         return self.loss(logits[0], target[0])
 
     def consistency_loss(self, strong_logits: Tensor, pseudo_label: Tensor) -> Tensor:
-        """Poster step 4, see ``consistency.consistency_loss``."""
+        """Poster step 4, see ``losses.consistency_loss``."""
         config = self.config
         return consistency_loss(
             strong_logits,
@@ -410,7 +410,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
 
         Args:
             patches_per_class: (K,) drawn patches, zeros where a method draws none.
-            losses: ``loss`` (the total) and each of ``progress.LOSSES`` that the method has.
+            losses: ``loss`` (the total) and each of ``log.LOSSES`` that the method has.
 
         Returns:
             what ``nnUNetTrainer.train_step`` returns, with more keys.
@@ -426,11 +426,11 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         values = torch.cat((scalars, patches_per_class.to(scalars))).cpu().numpy()
         report = dict(zip(losses, values, strict=False))
         self._refuse_nan(report)
-        nothing = {name: np.float32(0) for name in progress.LOSSES if name not in report}
+        nothing = {name: np.float32(0) for name in log.LOSSES if name not in report}
         return {
             **report,
             **nothing,
-            progress.PATCHES: values[len(losses) :],
+            log.PATCHES: values[len(losses) :],
             "ema_decay": self.teacher.decay,
             "consistency_rampup": rampup,
         }
@@ -452,11 +452,11 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
         collated = collate_outputs(train_outputs)
-        for key in (*progress.LOSSES, *progress.SHARES):
+        for key in (*log.LOSSES, *log.SHARES):
             self.logger.log(key, self._mean_over_ranks(collated[key]).item(), self.current_epoch)
-        patches = self._mean_over_ranks(collated[progress.PATCHES])
-        self.logger.log(progress.PATCHES, patches.tolist(), self.current_epoch)
-        for key, name in progress.LOSSES.items():
+        patches = self._mean_over_ranks(collated[log.PATCHES])
+        self.logger.log(log.PATCHES, patches.tolist(), self.current_epoch)
+        for key, name in log.LOSSES.items():
             value = self.logger.get_value(key, step=-1)
             self.print_to_log_file(f"{name}: {value:.4f}", also_print_to_console=False)
 
@@ -509,12 +509,12 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         of_nnunet = io.BytesIO()
         super().save_checkpoint(of_nnunet)
         of_nnunet.seek(0)
-        checkpoint = checkpoints.read_checkpoint(of_nnunet)
+        checkpoint = states.read_checkpoint(of_nnunet)
         state = self.training_state()
         if self.config.deployed_weights == "teacher":
             checkpoint["network_weights"] = self.teacher.module.state_dict()
-        checkpoint[checkpoints.STATE_KEY] = state
-        checkpoints.write_atomically(checkpoint, filename)
+        checkpoint[states.STATE_KEY] = state
+        states.write_atomically(checkpoint, filename)
         if Path(filename).name == "checkpoint_best.pth":
             self._make_latest(Path(filename))
 
@@ -536,16 +536,16 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
             RuntimeError: the file is damaged.
             ValueError: it belongs to another trainer, configuration, plans or dataset.
         """
-        checkpoint = checkpoints.read_checkpoint(filename_or_checkpoint)
+        checkpoint = states.read_checkpoint(filename_or_checkpoint)
         expected = {
             "trainer_name": type(self).__name__,
             "configuration": self.configuration_name,
             "plans_name": self.plans_manager.plans_name,
             "dataset_name": self.plans_manager.dataset_name,
         }
-        checkpoints.check_origin(checkpoint, expected, filename_or_checkpoint)
+        states.check_origin(checkpoint, expected, filename_or_checkpoint)
         super().load_checkpoint(filename_or_checkpoint)
-        self.load_training_state(checkpoint[checkpoints.STATE_KEY])
+        self.load_training_state(checkpoint[states.STATE_KEY])
 
     def on_train_end(self) -> None:
         super().on_train_end()

@@ -17,7 +17,7 @@ from training import (
     tiny,
 )
 
-from nnunetv2_plgcl.semisupervised.checkpoint import write_atomically
+from nnunetv2_plgcl.semisupervised.state import write_atomically
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 TIMES = ("epoch_start_timestamps", "epoch_end_timestamps")
@@ -111,7 +111,7 @@ def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path):
     file = tmp_path / "checkpoint_latest.pth"
     script = (
         "import sys, torch\n"
-        "from nnunetv2_plgcl.semisupervised.checkpoint import write_atomically\n"
+        "from nnunetv2_plgcl.semisupervised.state import write_atomically\n"
         "for number in range(10**6):\n"
         "    write_atomically({'number': number, 'x': torch.full((3 * 10**6,), number)}, "
         f"{str(file)!r})\n"

@@ -6,7 +6,6 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_plgcl.config import PLGCLConfig
 from nnunetv2_plgcl.semisupervised.views import (
     CutOut,
     WeakStrongViews,
@@ -14,6 +13,7 @@ from nnunetv2_plgcl.semisupervised.views import (
     make_deterministic,
     strong_intensity,
 )
+from nnunetv2_plgcl.settings import PLGCLConfig
 
 
 def nnunet_transforms(patch_size=(64, 64), mask=None):

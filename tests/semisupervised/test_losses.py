@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nnunetv2_plgcl.semisupervised.consistency import consistency_loss, sigmoid_rampup
+from nnunetv2_plgcl.semisupervised.losses import consistency_loss, sigmoid_rampup
 
 
 def logits_and_probabilities(seed=0, spatial=(3, 4)):

@@ -3,7 +3,7 @@ from dataclasses import asdict
 
 import pytest
 
-from nnunetv2_plgcl.config import PLGCLConfig, config_from_plans
+from nnunetv2_plgcl.settings import PLGCLConfig, config_from_plans
 
 
 def test_defaults_are_the_published_numbers():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunetv2_plgcl.semisupervised.pseudo_label import (
+from nnunetv2_plgcl.semisupervised.targets import (
     UNKNOWN,
     class_probabilities,
     label_probabilities,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunetv2_plgcl.semisupervised.cutmix import LARGEST_BOX, SMALLEST_BOX, CutMix
+from nnunetv2_plgcl.semisupervised.mixing import LARGEST_BOX, SMALLEST_BOX, CutMix
 
 
 def patches(number=64, channels=2, spatial=(16, 24)):
