@@ -1,12 +1,18 @@
-"""Poster step 4: the student's strong view learns from the teacher's weak view."""
+"""How the student learns from the teacher: consistency (poster step 4), or nnU-Net's own loss."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 import torch.nn.functional as F
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
+
+from nnunetv2_plgcl.semisupervised.targets import confidence
 
 
 def consistency_loss(
@@ -39,8 +45,7 @@ def consistency_loss(
         return student_logits.float().sum()
     logits = student_logits.float()
     target = teacher_probabilities.detach().float()
-    confidence = target.amax(1, True) if exclusive else (0.5 + (target - 0.5).abs()).amin(1, True)
-    sure = confidence >= threshold
+    sure = confidence(target, exclusive) >= threshold
     if hard and exclusive:
         target = torch.zeros_like(target).scatter_(1, target.argmax(1, True), 1)
     elif hard:
@@ -63,3 +68,35 @@ def sigmoid_rampup(passed: float, length: float = 1.0) -> float:
     """
     progress = passed / length if length > 0 else 1.0
     return math.exp(-5 * (1 - min(max(progress, 0.0), 1.0)) ** 2)
+
+
+def loss_with_ignore_label(trainer: nnUNetTrainer) -> nn.Module:
+    """nnU-Net's own loss for targets with an ignore label, as pseudo-labels have it.
+
+    A dataset without ignore label has a loss without one. This one is built by the trainer's own
+    ``_build_loss`` as if the dataset had one, so Dice, cross-entropy, weights of deep supervision
+    and what a subclass changes are the same. Where nothing is ignored it is ``trainer.loss``: for
+    regions nnU-Net divides the cross-entropy by voxels and regions, but with an ignore label by
+    voxels only; the weight that is set here undoes that. A batch that is ignored everywhere has no
+    gradient. With labels, nnU-Net waits for the GPU once a resolution, to see whether there is
+    anything to learn from. Source: nnU-Net 2.8.1; the use for pseudo-labels is ours.
+
+    Args:
+        trainer: initialised, or with all that ``_build_loss`` needs.
+
+    Returns:
+        maps logits and targets (``join_targets``) to a scalar, as ``trainer.loss`` does.
+    """
+    manager = trainer.label_manager
+    if manager.has_ignore_label:
+        return trainer.loss
+    labels = {**trainer.dataset_json["labels"], "ignore": int(max(manager.all_labels)) + 1}
+    pretender = copy.copy(trainer)
+    pretender.label_manager = trainer.plans_manager.get_label_manager(
+        {**trainer.dataset_json, "labels": labels}
+    )
+    loss: nn.Module = pretender._build_loss()
+    inner = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+    if isinstance(inner, DC_and_BCE_loss):
+        inner.weight_ce /= manager.num_segmentation_heads
+    return loss

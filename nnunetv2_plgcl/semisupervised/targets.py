@@ -1,9 +1,14 @@
-"""Poster step 1: a confidence map per class, from the teacher or from the label."""
+"""What a network is trained towards: confidence maps (poster step 1) and hard pseudo-labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
+    DownsampleSegForDSTransform,
+)
 from torch import Tensor
 
 # Just below the 0.5 that makes a voxel part of a class, and of the highest entropy there is:
@@ -48,3 +53,99 @@ def label_probabilities(
         maps = target[:, :num_classes].float()
         ignored = target[:, num_classes:].bool() if ignore_label is not None else None
     return maps if ignored is None else maps.masked_fill(ignored, UNKNOWN)
+
+
+def confidence(probabilities: Tensor, exclusive: bool) -> Tensor:
+    """How sure a prediction is of its decision. Source: ours for regions, where a voxel is as sure
+    as its least sure region.
+
+    Args:
+        probabilities: (B, K, *spatial) in [0, 1].
+        exclusive: classes exclude one another; otherwise regions.
+
+    Returns:
+        (B, 1, *spatial), in [1 / K, 1] for classes and in [0.5, 1] for regions.
+    """
+    if exclusive:
+        return probabilities.amax(1, True)
+    return (0.5 + (probabilities - 0.5).abs()).amin(1, True)
+
+
+def hard_target(probabilities: Tensor, exclusive: bool, threshold: float = 0.0) -> Tensor:
+    """Pseudo-labels in the form of nnU-Net's targets, always with an ignore label.
+
+    Labels of a dataset are known everywhere, pseudo-labels are not. So their ignore label is there
+    even if the dataset has none: K, one above the highest label, as nnU-Net demands it. Of regions
+    the ignore mask is the last channel. ``losses.loss_with_ignore_label`` is the loss for them.
+    Source: nnU-Net's targets; the use for pseudo-labels is ours.
+
+    Args:
+        probabilities: (B, K, *spatial) in [0, 1].
+        exclusive: classes exclude one another; otherwise regions.
+        threshold: voxels where ``confidence`` is less are ignored.
+
+    Returns:
+        labels (B, 1, *spatial), int16; or regions and ignore mask (B, K + 1, *spatial), bool.
+        Full resolution, see ``at_every_resolution``.
+    """
+    if exclusive:
+        target = probabilities.argmax(1, True).to(torch.int16)
+    else:
+        target = F.pad(probabilities > 0.5, [0, 0] * (probabilities.ndim - 2) + [0, 1])
+    unsure = confidence(probabilities, exclusive) < threshold
+    return ignore_where(target, unsure, probabilities.shape[1], exclusive)
+
+
+def ignore_where(target: Tensor, where: Tensor, num_classes: int, exclusive: bool) -> Tensor:
+    """A pseudo-label with more voxels ignored.
+
+    Args:
+        target: as ``hard_target`` gives it, (B, C, *spatial).
+        where: (B, 1, *spatial), bool.
+        num_classes: K, the number of segmentation heads.
+        exclusive: classes exclude one another; otherwise regions.
+    """
+    if exclusive:
+        return target.masked_fill(where, num_classes)
+    regions, ignored = target[:, :num_classes], target[:, num_classes:]
+    return torch.cat((regions & ~where, ignored | where), 1)
+
+
+def at_every_resolution(
+    target: Tensor, scales: Sequence[float | Sequence[float]] | None
+) -> list[Tensor]:
+    """A target at every resolution of deep supervision, by nnU-Net's own transform (nearest voxel).
+
+    Args:
+        target: (B, C, *spatial), full resolution.
+        scales: as ``nnUNetTrainer._get_deep_supervision_scales`` gives them, the finest first;
+            None without deep supervision.
+
+    Returns:
+        one (B, C, *s) a scale.
+    """
+    if scales is None:
+        return [target]
+    # the transform knows no batch, but any number of channels
+    flat = DownsampleSegForDSTransform(list(scales))(segmentation=target.flatten(0, 1))
+    return [t.unflatten(0, target.shape[:2]) for t in flat["segmentation"]]
+
+
+def join_targets(labelled: list[Tensor], pseudo: list[Tensor]) -> list[Tensor]:
+    """Targets of labelled and of unlabelled patches as those of one batch, so that one call of the
+    loss pools its Dice over both.
+
+    Args:
+        labelled: nnU-Net's targets, one a resolution, (B, C, *s); regions get an ignore mask,
+            nowhere true, if the dataset has no ignore label.
+        pseudo: as many from ``at_every_resolution``, (B', C', *s).
+
+    Returns:
+        one (B + B', C', *s) a resolution.
+    """
+    joined = []
+    for label, pseudo_label in zip(labelled, pseudo, strict=True):
+        missing = pseudo_label.shape[1] - label.shape[1]
+        label = F.pad(label, [0, 0] * (label.ndim - 2) + [0, missing])
+        joined.append(torch.cat((label, pseudo_label)))
+    return joined

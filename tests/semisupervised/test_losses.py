@@ -1,9 +1,22 @@
+import itertools
 import math
 
 import pytest
 import torch
+from bare import bare_trainer
 
-from nnunetv2_plgcl.semisupervised.losses import consistency_loss, sigmoid_rampup
+from nnunetv2_plgcl.semisupervised.losses import (
+    consistency_loss,
+    loss_with_ignore_label,
+    sigmoid_rampup,
+)
+from nnunetv2_plgcl.semisupervised.targets import (
+    at_every_resolution,
+    class_probabilities,
+    hard_target,
+    ignore_where,
+    join_targets,
+)
 
 
 def logits_and_probabilities(seed=0, spatial=(3, 4)):
@@ -100,3 +113,96 @@ def test_half_precision_logits_are_computed_in_float32():
 )
 def test_rampup_follows_mean_teacher(progress, weight):
     assert sigmoid_rampup(progress) == pytest.approx(weight)
+
+
+def resolutions(trainer, batch=2, exclusive=True, axes=2, seed=0):
+    """Logits at each resolution and a hard target, both random."""
+    generator = torch.Generator().manual_seed(seed)
+    heads = trainer.label_manager.num_segmentation_heads
+    logits = [
+        torch.randn(batch, heads, *[16 // 2**i] * axes, generator=generator, requires_grad=True)
+        for i in range(3)
+    ]
+    maps = torch.randn(batch, heads, *[16] * axes, generator=generator)
+    target = hard_target(class_probabilities(2 * maps, exclusive), exclusive)
+    return logits, target
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("batch_dice", [True, False])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_loss_with_ignore_label_is_nnunets_where_nothing_is_ignored(exclusive, batch_dice, axes):
+    trainer = bare_trainer(exclusive, batch_dice=batch_dice, axes=axes)
+    logits, target = resolutions(trainer, exclusive=exclusive, axes=axes)
+    known = target if exclusive else target[:, :-1]
+    scales = trainer._get_deep_supervision_scales()
+    ours = loss_with_ignore_label(trainer)(logits, at_every_resolution(target, scales))
+    nnunets = trainer.loss(logits, at_every_resolution(known, scales))
+    torch.testing.assert_close(ours, nnunets)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_ignored_voxels_do_not_reach_the_loss(exclusive):
+    trainer = bare_trainer(exclusive, deep_supervision=False)
+    (logits, *_), target = resolutions(trainer, exclusive=exclusive)
+    where = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1)) < 0.3
+    loss_with_ignore = loss_with_ignore_label(trainer)
+    loss = loss_with_ignore(logits, ignore_where(target, where, logits.shape[1], exclusive))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(gradient.abs().sum(1, keepdim=True) > 0, ~where)
+    # the same as of the known voxels alone, here in one long row
+    row = logits.movedim(1, -1)[~where[:, 0]].T[None, :, None]
+    known = (target if exclusive else target[:, :-1]).movedim(1, -1)[~where[:, 0]].T[None, :, None]
+    torch.testing.assert_close(loss, trainer.loss(row, known))
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_patches_that_are_ignored_everywhere_add_nothing(exclusive, batch_dice):
+    trainer = bare_trainer(exclusive, batch_dice=batch_dice)
+    logits, target = resolutions(trainer, exclusive=exclusive)
+    scales = trainer._get_deep_supervision_scales()
+    everywhere = torch.ones_like(target[:, :1], dtype=torch.bool)
+    heads = trainer.label_manager.num_segmentation_heads
+    ignored = at_every_resolution(ignore_where(target, everywhere, heads, exclusive), scales)
+    loss = loss_with_ignore_label(trainer)
+    alone = loss(logits, ignored)
+    alone.backward()
+    assert alone.isfinite() and all(not x.grad.any() for x in logits if x.grad is not None)
+    # beside labelled patches: as without them, if Dice is pooled over the batch
+    known = at_every_resolution(target if exclusive else target[:, :-1], scales)
+    pooled = loss([torch.cat((x, x.detach())) for x in logits], join_targets(known, ignored))
+    of_pooled = torch.autograd.grad(pooled, logits[:2])
+    if batch_dice:
+        of_labelled = torch.autograd.grad(trainer.loss(logits, known), logits[:2])
+        for a, b in zip(of_pooled, of_labelled, strict=True):
+            torch.testing.assert_close(a, b)
+    assert all(gradient.isfinite().all() for gradient in of_pooled)
+
+
+def test_dice_of_joined_targets_is_pooled_over_labelled_and_unlabelled_patches():
+    trainer = bare_trainer(exclusive=True, deep_supervision=False)
+    (logits, *_), target = resolutions(trainer)
+    (other, *_), pseudo = resolutions(trainer, seed=1)
+    probabilities = torch.softmax(torch.cat((logits, other)), 1)
+    labels = torch.cat((target, pseudo))
+    dice, entropy, voxels = 0.0, 0.0, labels.numel()
+    for k in (1, 2):
+        both = total = 0.0
+        for image, x, y in itertools.product(range(4), range(16), range(16)):
+            p, is_k = probabilities[image, k, x, y].item(), labels[image, 0, x, y].item() == k
+            both, total = both + p * is_k, total + p + is_k
+        dice += (2 * both + 1e-5) / (total + 1e-5) / 2
+    for image, x, y in itertools.product(range(4), range(16), range(16)):
+        entropy -= math.log(probabilities[image, labels[image, 0, x, y].item(), x, y].item())
+    (joined,) = join_targets([target], [pseudo])
+    loss = loss_with_ignore_label(trainer)(torch.cat((logits, other)), joined)
+    assert loss.item() == pytest.approx(entropy / voxels - dice, rel=1e-5)
+
+
+def test_a_dataset_with_an_ignore_label_keeps_its_own_loss():
+    trainer = bare_trainer(exclusive=True, ignore=True)
+    assert loss_with_ignore_label(trainer) is trainer.loss
+    without = bare_trainer(exclusive=True)
+    assert loss_with_ignore_label(without) is not without.loss
+    assert without.label_manager.ignore_label is None, "the trainer stays as it was"

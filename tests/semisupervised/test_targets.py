@@ -1,9 +1,17 @@
+import itertools
+
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_plgcl.semisupervised.targets import (
     UNKNOWN,
+    at_every_resolution,
     class_probabilities,
+    confidence,
+    hard_target,
+    ignore_where,
+    join_targets,
     label_probabilities,
 )
 
@@ -40,3 +48,97 @@ def test_region_maps_overlap_and_their_last_channel_is_the_ignore_mask():
     maps = label_probabilities(target, 2, exclusive=False, ignore_label=9)
     assert maps[0, 0].tolist() == [[1, 1], [0, pytest.approx(UNKNOWN)]]
     assert maps[0, 1].tolist() == [[1, 0], [0, pytest.approx(UNKNOWN)]]
+
+
+def probability_maps(exclusive, spatial=(4, 5), classes=3):
+    logits = 2 * torch.randn(2, classes, *spatial, generator=torch.Generator().manual_seed(0))
+    return class_probabilities(logits, exclusive)
+
+
+def voxels(maps):
+    """Image, position of each voxel, and its values in all channels."""
+    for image, *where in itertools.product(*[range(n) for n in (len(maps), *maps.shape[2:])]):
+        yield image, tuple(where), maps[(image, slice(None), *where)].tolist()
+
+
+@pytest.mark.parametrize("spatial", [(4, 5), (3, 4, 5)])
+@pytest.mark.parametrize("threshold", [0.0, 0.7])
+def test_hard_labels_are_the_surest_class_or_the_ignore_label(spatial, threshold):
+    maps = probability_maps(True, spatial)
+    target = hard_target(maps, True, threshold)
+    assert target.shape == (2, 1, *spatial) and target.dtype == torch.int16
+    for image, where, values in voxels(maps):
+        expected = values.index(max(values)) if max(values) >= threshold else 3
+        assert target[(image, 0, *where)] == expected
+    assert (target == 3).any() == (threshold > 0)
+
+
+@pytest.mark.parametrize("spatial", [(4, 5), (3, 4, 5)])
+@pytest.mark.parametrize("threshold", [0.0, 0.7])
+def test_hard_regions_come_with_a_mask_of_what_is_to_be_ignored(spatial, threshold):
+    maps = probability_maps(False, spatial)
+    target = hard_target(maps, False, threshold)
+    assert target.shape == (2, 4, *spatial) and target.dtype == torch.bool
+    for image, where, values in voxels(maps):
+        sure = all(p >= threshold or p <= 1 - threshold for p in values)
+        expected = [sure and p > 0.5 for p in values] + [not sure]
+        assert target[(image, slice(None), *where)].tolist() == expected
+    assert target[:, 3].any() == (threshold > 0)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_more_can_be_ignored_later(exclusive):
+    maps = probability_maps(exclusive)
+    before = hard_target(maps, exclusive)
+    where = confidence(maps, exclusive) < 0.7
+    after = ignore_where(before, where, 3, exclusive)
+    assert torch.equal(after, hard_target(maps, exclusive, 0.7))
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize(
+    ("exclusive", "spatial", "scales"),
+    [
+        (True, (12, 20), [[1, 1], [0.5, 0.5], [0.25, 0.25]]),
+        (True, (6, 16, 12), [[1, 1, 1], [1, 0.5, 0.5], [0.5, 0.25, 0.25]]),
+        (False, (12, 20), [[0.5, 1.0], [0.5, 0.5]]),
+        (False, (6, 16, 12), [[1, 1, 1], [0.5, 0.5, 0.5]]),
+    ],
+)
+def test_each_resolution_is_what_nnunet_makes_of_a_label(exclusive, spatial, scales):
+    target = hard_target(probability_maps(exclusive, spatial), exclusive, 0.6)
+    pyramid = at_every_resolution(target, scales)
+    validation = nnUNetTrainer.get_validation_transforms(scales)
+    for image, whole in enumerate(target):
+        label = validation(image=torch.zeros(1, *spatial), segmentation=whole)["segmentation"]
+        for ours, nnunets in zip(pyramid, label, strict=True):
+            assert ours.dtype == nnunets.dtype
+            assert torch.equal(ours[image], nnunets)
+    # and each cell holds the voxel at its centre
+    for scale, cells in zip(scales, pyramid, strict=True):
+        for image, where, values in voxels(cells):
+            centre = [int((i + 0.5) / s) for i, s in zip(where, scale, strict=True)]
+            assert target[(image, slice(None), *centre)].tolist() == values
+
+
+def test_without_deep_supervision_there_is_one_resolution():
+    target = hard_target(probability_maps(True), True)
+    (only,) = at_every_resolution(target, None)
+    assert only is target
+
+
+@pytest.mark.parametrize("ignore", [True, False])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_joined_targets_ignore_no_labelled_voxel(exclusive, ignore):
+    scales = [[1, 1], [0.5, 0.5]]
+    pseudo = at_every_resolution(hard_target(probability_maps(exclusive), exclusive, 0.7), scales)
+    labelled = [t.clone() for t in pseudo]
+    if not exclusive and not ignore:
+        labelled = [t[:, :3] for t in labelled]
+    for joined, label, pseudo_label in zip(
+        join_targets(labelled, pseudo), labelled, pseudo, strict=True
+    ):
+        assert joined.dtype == label.dtype and joined.shape[1] == pseudo_label.shape[1]
+        assert torch.equal(joined[2:], pseudo_label)
+        assert torch.equal(joined[:2, : label.shape[1]], label)
+        assert not joined[:2, label.shape[1] :].any()
