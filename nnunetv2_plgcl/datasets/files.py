@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,20 @@ def _back_up(file: Path) -> Path:
             number += 1
 
 
+def dataset_number(name: str) -> int:
+    """Number in the full name of a dataset, such as 1234 in "Dataset1234_Heart".
+
+    nnU-Net's ``convert_dataset_name_to_id`` (2.8.1) reads the first three digits only.
+
+    Raises:
+        ValueError: the name is not "Dataset" with a number.
+    """
+    match = re.match(r"Dataset(\d+)", name)
+    if match is None:
+        raise ValueError(f"{name} is no name of a dataset, such as Dataset027_ACDC.")
+    return int(match[1])
+
+
 def dataset_name(dataset: str) -> str:
     """Full name of a dataset in nnUNet_raw or nnUNet_preprocessed.
 
@@ -179,7 +194,7 @@ def read_plans(dataset_name: str, plans_name: str, configuration: str) -> tuple[
     if not file.is_file():
         raise FileNotFoundError(
             f"{dataset_name} has no plans {file}. Run first: nnUNetv2_plan_and_preprocess "
-            f"-d {int(dataset_name[7:10])}"
+            f"-d {dataset_number(dataset_name)}"
         )
     plans = read_json(file)
     if plans["plans_name"] != plans_name:  # nnU-Net names the results' folder after it
@@ -242,7 +257,7 @@ def split_file(dataset_name: str, make_folder: bool = False) -> Path:
     if not folder.is_dir():
         raise ValueError(
             f"{dataset_name} is not preprocessed yet. Run first: nnUNetv2_plan_and_preprocess "
-            f"-d {int(dataset_name[7:10])}"
+            f"-d {dataset_number(dataset_name)}"
         )
     return folder / "splits_final.json"
 

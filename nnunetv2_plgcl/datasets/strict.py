@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.files import read_json, read_split, write_json
+from nnunetv2_plgcl.datasets.files import dataset_number, read_json, read_split, write_json
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, labelled_images, some
 
 JOURNAL = "plgcl_strict.json"
@@ -122,7 +122,7 @@ def require_replanned(raw: Path, preprocessed: Path, labelled_folder: Path) -> N
         what = f"{some(stale)} preprocessed" if stale else f"{preprocessed} planned"
         raise ValueError(
             f"{what} before --strict hid labels. Plan and preprocess again: "
-            f"nnUNetv2_plan_and_preprocess -d {int(raw.name[7:10])}"
+            f"nnUNetv2_plan_and_preprocess -d {dataset_number(raw.name)}"
         )
 
 

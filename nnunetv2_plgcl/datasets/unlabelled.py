@@ -18,6 +18,8 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_plgcl.datasets.files import dataset_number
+
 UNLABELLED_IMAGES = "imagesUn"
 PREPROCESSING = "preprocessing.json"  # how the images of a folder were preprocessed
 OF_PLANS = (
@@ -139,7 +141,7 @@ def unlabelled_cases(
     splits: Sequence[dict],
     fold: int | str,
     splits_file: Path,
-    dataset_id: str,
+    dataset_id: int | str,
     images_un: Sequence[str] = (),
 ) -> list[str]:
     """Cases that the fold lists under its third key, ``"unlabelled"``, and those of ``imagesUn``.
@@ -205,8 +207,8 @@ def require_current(
         ValueError: they were preprocessed with other plans, or a raw image was removed since.
     """
     mend = (
-        f"Run: nnUNetv2_plgcl_preprocess -d {plans['dataset_name'][7:10]} -c {configuration} "
-        f"-p {plans['plans_name']}"
+        f"Run: nnUNetv2_plgcl_preprocess -d {dataset_number(plans['dataset_name'])} "
+        f"-c {configuration} -p {plans['plans_name']}"
     )
     done = preprocessed_cases(folder_un)
     if done and read_preprocessing(folder_un) != preprocessing_of(plans, configuration):

@@ -17,6 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_plgcl.datasets.files import (
     dataset_name,
+    dataset_number,
     nnunet_folder,
     read_plans,
     read_split,
@@ -169,7 +170,7 @@ def _read_split(name: str, folds: Sequence[int]) -> list[dict[str, list[str]]]:
     file = split_file(name)
     if not file.is_file():
         raise FileNotFoundError(
-            f"There is no {file}. Write one: nnUNetv2_plgcl_split -d {int(name[7:10])} "
+            f"There is no {file}. Write one: nnUNetv2_plgcl_split -d {dataset_number(name)} "
             f"--labelled 0.1"
         )
     splits = read_split(file)

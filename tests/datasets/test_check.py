@@ -14,9 +14,10 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from training import make_trainer, tiny
 
 from nnunetv2_plgcl import commands
-from nnunetv2_plgcl.datasets import check as check_module
 from nnunetv2_plgcl.datasets import summary as summary_module
-from nnunetv2_plgcl.datasets.check import check_images, check_parts
+from nnunetv2_plgcl.datasets.check import parts as parts_module
+from nnunetv2_plgcl.datasets.check.images import check_images
+from nnunetv2_plgcl.datasets.check.parts import check_parts
 from nnunetv2_plgcl.datasets.summary import ImageSummary, read_summary, summaries, summarise
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
@@ -66,7 +67,7 @@ def test_a_patient_on_two_sides(prepared, capsys, monkeypatch):
     status, out = run(capsys, "--group-by", every)
     assert status == 1 and "error   Patient patient0: some images are validation, others" in out
     assert run(capsys, "--group-by", ".+")[0] == 0, "each image a patient of its own"
-    monkeypatch.setattr(check_module, "guess_group_pattern", lambda cases: every)
+    monkeypatch.setattr(parts_module, "guess_group_pattern", lambda cases: every)
     assert run(capsys)[0] == 1
     assert "error: Patient patient0" in start(prepared), "a guess does not stop a training"
 
