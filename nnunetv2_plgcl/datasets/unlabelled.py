@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
 from nnunetv2_plgcl.datasets.files import dataset_number
 
 UNLABELLED_IMAGES = "imagesUn"
@@ -111,6 +109,8 @@ def unlabelled_folder(preprocessed_dataset: Path, data_identifier: str) -> Path:
 
 def preprocessing_of(plans: dict, configuration: str) -> dict[str, Any]:
     """The part of the plans that decides how an image is preprocessed."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # imports torch
+
     resolved = PlansManager(plans).get_configuration(configuration).configuration
     return {
         **{key: plans[key] for key in OF_PLANS},

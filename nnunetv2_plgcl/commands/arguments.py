@@ -1,0 +1,35 @@
+"""Arguments that several commands take, under nnU-Net's names where it has one."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", required=True, metavar="DATASET", help="number or name")
+
+
+def add_plans(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p", "-plans_name", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s"
+    )
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--np", "-np", type=positive, default=4, help="worker processes (default %(default)s)"
+    )
+
+
+def add_group_pattern(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--group-by", metavar="REGEX",
+        help=r"what in a case name is the patient, e.g. 'patient\d+' (default: guessed)",
+    )  # fmt: skip

@@ -1,0 +1,46 @@
+"""``nnUNetv2_plgcl_check``"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nnunetv2_plgcl.commands.arguments import (
+    add_dataset,
+    add_group_pattern,
+    add_plans,
+    add_processes,
+)
+from nnunetv2_plgcl.commands.errors import errors_in_one_line
+
+
+def check(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_plgcl_check",
+        description="Find what would make a training wrong or wasteful before it starts. Exit "
+        "status 1 where there is an error. Labels of unlabelled cases are not opened.",
+    )
+    add_dataset(parser)
+    parser.add_argument("-c", required=True, metavar="CONFIG")
+    parser.add_argument("-f", required=True, metavar="FOLD", help="number or all")
+    add_plans(parser)
+    add_group_pattern(parser)
+    add_processes(parser)
+    args = parser.parse_args(argv)
+
+    with errors_in_one_line(parser.prog):
+        from nnunetv2_plgcl.datasets import check as library
+        from nnunetv2_plgcl.datasets.files import dataset_name, read_plans
+
+        plans, dataset = read_plans(dataset_name(args.d), args.p, args.c)
+        fold = int(args.f) if args.f.isdecimal() else args.f
+        findings = library.check_training(plans, dataset, args.c, fold, args.group_by, args.np)
+        findings.append(library.estimate_memory(plans, dataset, args.c))
+    for finding in findings:
+        print(f"{finding.level:8}{finding.text}")
+    errors = sum(finding.level == "error" for finding in findings)
+    warnings = sum(finding.level == "warning" for finding in findings)
+    print(f"{errors} errors, {warnings} warnings.")
+    sys.exit(1 if errors else 0)

@@ -1,0 +1,46 @@
+"""How a command ends that cannot do what it was asked. Source: ours."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+@contextmanager
+def errors_in_one_line(command: str) -> Iterator[None]:
+    """What the library refuses ends the command with its message on stderr and exit status 1; any
+    other exception with one line that says where its traceback was written; Ctrl-C without words.
+
+    Args:
+        command: name, at the start of the line.
+    """
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"{command}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        sys.exit(
+            f"{command}: this should not have happened, please report it ({_said(error)}). "
+            f"The traceback is in {_write_traceback(command)}"
+        )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _write_traceback(command: str) -> Path:
+    """In a new file of the folder for temporary files, of the exception in flight."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix=f"{command}_", suffix=".txt", delete=False
+    ) as file:
+        file.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+    return Path(file.name)

@@ -1,0 +1,124 @@
+"""What ``nnUNetv2_plgcl_split`` does: draw a dataset's split, say how, write it. Source: ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunetv2_plgcl.datasets.files import (
+    dataset_name,
+    nnunet_folder,
+    require_replaceable,
+    split_file,
+    training_cases,
+    write_group_pattern,
+    write_split,
+)
+from nnunetv2_plgcl.datasets.split import (
+    describe_fold,
+    describe_groups,
+    describe_pulled,
+    group_cases,
+    group_matching,
+    guess_group_pattern,
+    make_split,
+    parse_amount,
+)
+from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
+
+COMMAND = "nnUNetv2_plgcl_split"
+
+
+def split_dataset(
+    dataset: str,
+    labelled: Sequence[str],
+    val: Sequence[str],
+    *,
+    group_by: str | None = None,
+    folds: int = 1,
+    seed: int = 0,
+    strict: bool = False,
+    force: bool = False,
+) -> None:
+    """Write ``splits_final.json`` and print what is in it and what comes next.
+
+    Args:
+        dataset: number or full name.
+        labelled, val: words for ``parse_amount``.
+        group_by: pattern for ``group_cases``; guessed if None.
+        folds, seed: for ``make_split``.
+        strict: hide the labels of unlabelled cases from planning too.
+        force: replace another split.
+
+    Raises:
+        ValueError: no such dataset or split.
+        OSError: something cannot be written; there is another split and ``force`` is not set.
+    """
+    name, cases = training_cases(dataset)
+    raw = nnunet_folder("nnUNet_raw") / name
+    if is_strict(raw):
+        raise ValueError(
+            f"Labels of {name} are hidden by --strict, so a split would leave those cases out. "
+            f"First: {COMMAND} -d {dataset} --undo"
+        )
+    file = split_file(name, make_folder=strict)
+    pattern = group_by or guess_group_pattern(cases)
+    groups = group_cases(cases, pattern)
+    print(f"{name}: {describe_groups(groups, pattern, guessed=not group_by)}")
+    splits = make_split(
+        cases, parse_amount(labelled), parse_amount(val), group_by=pattern, folds=folds, seed=seed
+    )
+    for sentence in describe_pulled([*labelled, *val], groups):
+        print(sentence)
+    for number, fold in enumerate(splits):
+        print(f"fold {number}: {describe_fold(fold, groups)}")
+    _warn_of_patients_in_images_un(raw, pattern, [case for fold in splits for case in fold["val"]])
+    hidden = list(splits[0]["unlabelled"])
+    if strict:
+        splits[0]["unlabelled"] = []  # those of imagesUn are unlabelled in every fold
+    changed = require_replaceable(file, splits, force)
+    if strict:
+        hide_labels(raw, file.parent, hidden)
+    if changed:
+        backup = write_split(file, splits, force)
+        print(f"Written (seed {seed}): {file}")
+        if backup:
+            print(f"The earlier split is kept in {backup}")
+    else:
+        print(f"Nothing to do: {file} already holds this split (seed {seed}).")
+    write_group_pattern(file.parent, pattern)
+    if strict:
+        print(
+            f"{len(hidden)} images moved to imagesUn, their labels to labelsUn ({COMMAND} "
+            f"-d {dataset} --undo brings them back).\n"
+            f"Next: nnUNetv2_plan_and_preprocess -d {dataset} -c 2d, then "
+            f"nnUNetv2_plgcl_preprocess -d {dataset} -c 2d"
+        )
+    else:
+        print(f"Next: nnUNetv2_train {dataset} 2d 0 -tr nnUNetTrainerPLGCL")
+
+
+def undo_strict(dataset: str) -> None:
+    """Bring hidden labels back and print what comes next.
+
+    Raises:
+        ValueError: as ``restore_labels`` does; no such dataset.
+    """
+    name = dataset_name(dataset)
+    cases = restore_labels(
+        nnunet_folder("nnUNet_raw") / name, nnunet_folder("nnUNet_preprocessed") / name
+    )
+    print(f"{len(cases)} images and their labels are back in imagesTr and labelsTr.")
+    print(f"Next: nnUNetv2_plan_and_preprocess -d {dataset} -c 2d")
+
+
+def _warn_of_patients_in_images_un(raw: Path, pattern: str, validation: Sequence[str]) -> None:
+    folder = raw / UNLABELLED_IMAGES
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    both = sorted(set(group_matching(names, pattern)) & set(group_cases(validation, pattern)))
+    if both:
+        print(
+            f"Warning: {len(both)} validation patients have images in {folder} too, {both[0]} for "
+            f"one. Move those away, or name other patients with --val; a training will refuse them."
+        )
