@@ -1,20 +1,21 @@
-"""Every hyper-parameter of PLGCL, with its unit, its default and where the default comes from.
+"""Settings of the trainers: declared beside each method, read from nnU-Net's plans, validated.
 
-"Poster" is the authors' CVPR 2023 poster, "authors' code" their public repository (whose numbers
-count, though it never ran), "ours" a decision where both are silent.
+Each setting names its unit, default and source: "poster" is the authors' CVPR 2023 poster,
+"authors' code" the public repository of a method's authors (whose numbers count, whether or not it
+runs), "paper" the paper named by the method's trainer, "ours" a decision where these are silent.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 PLANS_KEY = "plgcl"
 
 
-def _parameter(
+def setting(
     default: Any,
     doc: str,
     low: float | None = None,
@@ -22,119 +23,49 @@ def _parameter(
     choices: tuple[str, ...] | None = None,
     open_interval: bool = False,
 ) -> Any:
+    """A field of a settings dataclass.
+
+    Args:
+        default: its type is the setting's; a tuple stands for a list of whole numbers.
+        doc: one line with the source in brackets.
+        low, high: bounds of a number, inclusive unless ``open_interval``.
+        choices: of a word.
+    """
     metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "open": open_interval}
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
-class PLGCLConfig:
-    """Hyper-parameters of the semi-supervised trainers, validated on construction.
+class Settings:
+    """What every trainer of this package can be told in the plans, validated on construction.
 
     Set any subset under the key ``"plgcl"`` of a configuration in the plans file; the rest keeps
-    the defaults below. The values travel with the model, because nnU-Net copies the plans.
+    its default. The values travel with the model, because nnU-Net copies the plans.
+
+    Attributes:
+        published: values of the public code of the method, which ``"preset": "published"`` takes
+            in place of the defaults.
 
     Raises:
         TypeError: a value has the wrong type.
         ValueError: a value lies outside its range or set of choices.
     """
 
-    seed: int = _parameter(0, "seeds weights, loaders and sampling, anew each epoch [ours]", 0)
-    labelled_fraction: float = _parameter(
-        0.5, "share of labelled patches in a batch of the second stage [ours]", 0, 1, None, True
-    )
-    warmup_fraction: float = _parameter(
-        1 / 3, "share of all epochs trained on labelled cases alone [authors' code]", 0, 1
-    )
-    ema_decay: float = _parameter(
-        0.999, "EMA decay of the teacher per iteration, ramped up [authors' code]", 0, 1
-    )
-    consistency_weight: float = _parameter(
-        1.0, "beta, weight of the consistency loss after its ramp-up [ours]", 0
-    )
-    consistency_rampup_fraction: float = _parameter(
-        0.25, "share of the second stage over which beta ramps up [ours]", 0, 1
-    )
-    consistency_target: str = _parameter(
-        "soft",
-        "teacher's probabilities, or their arg max, as the target of consistency [poster: silent]",
-        choices=("soft", "hard"),
-    )
-    consistency_loss: str = _parameter(
-        "cross_entropy",
-        "cross-entropy alone [poster], or with soft Dice as in nnU-Net's supervised loss [ours]",
-        choices=("cross_entropy", "dice_cross_entropy"),
-    )
-    confidence_threshold: float = _parameter(
-        0.0, "voxels where the teacher is less sure take no part in consistency [ours]", 0, 1
-    )
-    cutout_probability: float = _parameter(
-        0.5, "share of strong views with rectangles blanked [ours]", 0, 1
-    )
-    cutmix_probability: float = _parameter(
-        0.0, "share of unlabelled patches with a box pasted from another one [ours]", 0, 1
-    )
-    contrastive_weight: float = _parameter(
-        0.1, "gamma, weight of the contrastive loss [ours; authors' code has 0.5]", 0
-    )
-    contrastive_rampup_fraction: float = _parameter(
-        1 / 3, "share of all epochs over which gamma ramps up [ours]", 0, 1
-    )
-    temperature: float = _parameter(0.2, "tau of InfoNCE [authors' code]", 0, None, None, True)
-    anchors: int = _parameter(
-        128, "anchors per iteration, spread over images and classes [authors' code]", 1
-    )
-    memory_length: int = _parameter(
-        4096, "embeddings remembered per class and side [authors' code]", 1
-    )
-    window_fraction: float = _parameter(
-        0.25,
-        "edge of a window as a share of the training patch's, at least 16 voxels [ours]",
-        0,
-        1,
-        None,
-        True,
-    )
-    guide: str = _parameter(
-        "entropy",
-        "what draws the windows [poster, second ablation]",
-        choices=("entropy", "lowest_entropy", "confidence", "cosine"),
-    )
-    balanced_sides: bool = _parameter(
-        True, "as many positives as negatives of each class, instead of sides by chance [ours]"
-    )
-    embedding: str = _parameter(
-        "feature",
-        "pool feature maps inside a window [ours], or encode the crop again [authors' code]",
-        choices=("feature", "crop"),
-    )
-    feature_stages: tuple[int, ...] = _parameter(
-        (-2,), "encoder stages that feature embedding pools, 0 the finest, -1 the coarsest [ours]"
-    )
-    expectation: str = _parameter(
-        "sampled",
-        "InfoNCE over sampled pairs [poster], or its closed-form bound [authors' code]",
-        choices=("sampled", "closed_form"),
-    )
-    covariance_scale: float = _parameter(
-        4.0, "lambda of the closed form at the end of its linear ramp-up [authors' code]", 0
-    )
-    negatives_per_class: float = _parameter(
-        1.0,
-        "negatives that the closed form counts for each other class [ours]",
-        0,
-        None,
-        None,
-        True,
-    )
-    deployed_weights: str = _parameter(
-        "teacher",
-        "weights that are validated and stored as network_weights [ours]",
-        choices=("teacher", "student"),
+    published: ClassVar[Mapping[str, Any]] = {}
+
+    seed: int = setting(0, "seeds weights, loaders and sampling, anew each epoch [ours]", 0)
+    preset: str = setting(
+        "ours",
+        "defaults of this table, or the numbers of the method's public code where it has any",
+        choices=("ours", "published"),
     )
 
     def __post_init__(self) -> None:
         for parameter in fields(self):
             _validate(parameter.name, getattr(self, parameter.name), parameter)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def _validate(name: str, value: Any, parameter: Any) -> None:
@@ -146,7 +77,7 @@ def _validate(name: str, value: Any, parameter: Any) -> None:
         "bool": (bool,),
     }
     several = isinstance(parameter.default, tuple)
-    kind = "int" if several else parameter.type
+    kind = "int" if several else type(parameter.default).__name__
     items = value if several and isinstance(value, tuple) else (value,)
     fits = isinstance(value, tuple) == several
     if not fits or any(
@@ -167,35 +98,47 @@ def _validate(name: str, value: Any, parameter: Any) -> None:
         raise ValueError(f"'{name}' must lie in {left}{low}, {high_text}{right}, got {value!r}.")
 
 
-def config_from_plans(
-    configuration: Mapping[str, Any], fixed: Mapping[str, Any] | None = None
-) -> PLGCLConfig:
-    """Build the configuration of a training from nnU-Net's plans.
+def names_of(settings_class: type[Settings]) -> list[str]:
+    """Names of the settings that a class has."""
+    return [parameter.name for parameter in fields(settings_class)]
+
+
+def read_settings(
+    settings_class: type[AnySettings],
+    configuration: Mapping[str, Any],
+    fixed: Mapping[str, Any] | None = None,
+    known_elsewhere: Callable[[], Collection[str]] = tuple,
+) -> AnySettings:
+    """Build the settings of a training from nnU-Net's plans.
 
     Args:
+        settings_class: of the trainer.
         configuration: one resolved configuration of the plans (``ConfigurationManager``'s dict);
-            its key ``"plgcl"``, where present, maps names of ``PLGCLConfig`` to values.
+            its key ``"plgcl"``, where present, maps names of settings to values.
         fixed: values that the trainer class itself stands for, such as no warm-up in
             ``nnUNetTrainerPLGCL_noWarmup``.
+        known_elsewhere: gives the settings of other trainers. Trainers are compared under the same
+            plans, so these may stand there too and are left aside.
 
     Raises:
         ValueError: an unknown key (the nearest known one is named), a value out of range, or a
             plans value that contradicts the trainer class.
         TypeError: a value of the wrong type.
     """
-    given = configuration.get(PLANS_KEY, {})
-    if not isinstance(given, Mapping):
-        raise TypeError(
-            f"'{PLANS_KEY}' in the plans must be a mapping of names to values, got {given!r}."
-        )
-    known = [parameter.name for parameter in fields(PLGCLConfig)]
-    for key in given:
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)
-            raise ValueError(
-                f"Unknown key '{key}' under '{PLANS_KEY}' in the plans. "
-                f"Did you mean '{nearest[0]}'? Known keys: {', '.join(known)}."
-            )
+    given = _given(configuration)
+    known = names_of(settings_class)
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        elsewhere = known_elsewhere()
+        for key in unknown:
+            if key not in elsewhere:
+                everywhere = [*known, *elsewhere]
+                nearest = difflib.get_close_matches(str(key), everywhere, n=1, cutoff=0)
+                raise ValueError(
+                    f"Unknown key '{key}' under '{PLANS_KEY}' in the plans. "
+                    f"Did you mean '{nearest[0]}'? Keys of this trainer: {', '.join(known)}."
+                )
+    given = {key: value for key, value in given.items() if key in known}
     fixed = dict(fixed or {})
     for key, value in fixed.items():
         if key in given and given[key] != value:
@@ -203,6 +146,21 @@ def config_from_plans(
                 f"The plans set '{key}' to {given[key]!r}, but this trainer stands for {value!r}. "
                 f"Remove '{key}' from '{PLANS_KEY}' in the plans or use another trainer."
             )
-    values = {**given, **fixed}
+    published = settings_class.published if given.get("preset") == "published" else {}
+    values = {**published, **given, **fixed}
     lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-    return PLGCLConfig(**{**values, **lists})
+    return settings_class(**{**values, **lists})
+
+
+def left_aside(settings_class: type[Settings], configuration: Mapping[str, Any]) -> list[str]:
+    """Keys of the plans that belong to other trainers than the one with these settings."""
+    return [key for key in _given(configuration) if key not in names_of(settings_class)]
+
+
+def _given(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+    given = configuration.get(PLANS_KEY, {})
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"'{PLANS_KEY}' in the plans must be a mapping of names to values, got {given!r}."
+        )
+    return given

@@ -29,7 +29,9 @@ from nnunetv2_plgcl.datasets.convert.run import read_protocol
 from nnunetv2_plgcl.datasets.files import nnunet_folder, write_split
 from nnunetv2_plgcl.datasets.split import group_cases
 from nnunetv2_plgcl.evaluation.launch import write_plans_copy
-from nnunetv2_plgcl.settings import PLANS_KEY, config_from_plans
+from nnunetv2_plgcl.settings import PLANS_KEY
+from nnunetv2_plgcl.settings import read_settings as validated
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import PLGCLSettings
 
 TRAINING_PATIENTS = 70
 PLANS = "nnUNetPlans"
@@ -104,7 +106,7 @@ def read_settings(text: str | None, plans: str) -> dict:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"The settings are no JSON ({error}): {text}") from error
-    config_from_plans({PLANS_KEY: settings})
+    validated(PLGCLSettings, {PLANS_KEY: settings})
     return settings
 
 

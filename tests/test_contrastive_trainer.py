@@ -1,10 +1,8 @@
 """Every choice of the contrastive part as the trainer runs it, on real MRI."""
 
-import importlib
 import inspect
 import itertools
 import math
-import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,8 @@ import torch
 from conftest import TINY
 from training import assert_equal_to_the_bit, make_trainer, tiny
 
-from nnunetv2_plgcl import trainers
-from nnunetv2_plgcl.settings import PLGCLConfig
+from nnunetv2_plgcl.semisupervised import log as series
+from nnunetv2_plgcl.trainers import trainer_classes
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
@@ -32,13 +30,13 @@ ABLATIONS = {
 
 def trainer_class(ablation: str) -> type:
     name = f"nnUNetTrainerPLGCL_{ablation}"
-    return getattr(importlib.import_module(f"nnunetv2_plgcl.trainers.{name}"), name)
+    return trainer_classes()[name]
 
 
 def train(trainer):
     trainer.run_training()
     log = trainer.logger.local_logger.my_fantastic_logging
-    for key in log.LOSSES:
+    for key in series.LOSSES:
         assert np.isfinite(log[key]).all()
     assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
     return log
@@ -48,7 +46,7 @@ def train(trainer):
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_each_ablation_changes_what_its_name_says_and_trains(prepared, ablation):
     trainer = make_trainer(tiny(trainer_class(ablation)), prepared)
-    assert trainer.config == PLGCLConfig(**ABLATIONS[ablation])
+    assert trainer.config == trainer.settings_class(**ABLATIONS[ablation])
     log = train(trainer)
     has_contrast = ablation != "noContrast"
     assert isinstance(trainer, nnUNetTrainerPLGCL) == has_contrast
@@ -89,8 +87,7 @@ def test_without_consistency_the_student_does_not_learn_from_the_strong_view(pre
 
 def test_every_registered_ablation_is_tested_and_documented():
     prefix = "nnUNetTrainerPLGCL_"
-    names = {module.name for module in pkgutil.iter_modules(trainers.__path__)}
-    found = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    found = {n.removeprefix(prefix) for n in trainer_classes() if n.startswith(prefix)}
     assert found - {"5epochs"} == set(ABLATIONS)
     documented = (Path(__file__).parents[1] / "docs" / "method.md").read_text()
     for name in ABLATIONS:
@@ -125,7 +122,7 @@ def test_choices_combine(prepared, guide, embedding, expectation):
     settings = {"guide": guide, "embedding": embedding, "expectation": expectation}
     log = train(make_trainer(tiny(nnUNetTrainerPLGCL, 2, 2), prepared, settings))
     assert log["loss_contrastive"][-1] > 0
-    assert all(sum(counts) > 0 for counts in log[log.PATCHES])
+    assert all(sum(counts) > 0 for counts in log[series.PATCHES])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,11 @@ from nnunetv2_plgcl.semisupervised.losses import sigmoid_rampup
 from nnunetv2_plgcl.semisupervised.mixing import CutMix
 from nnunetv2_plgcl.semisupervised.targets import label_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher
-from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
+from nnunetv2_plgcl.settings import setting
+from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import (
+    MeanTeacherSettings,
+    nnUNetTrainerMeanTeacher,
+)
 
 MINIMUM_WINDOW = 16  # voxels
 
@@ -29,10 +34,69 @@ MINIMUM_WINDOW = 16  # voxels
 Seen = tuple[Tensor, Sequence[Tensor]]
 
 
-class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
+@dataclass(frozen=True)
+class PLGCLSettings(MeanTeacherSettings):
+    """Windows, their embeddings and the contrastive loss."""
+
+    contrastive_weight: float = setting(
+        0.1, "gamma, weight of the contrastive loss [ours; authors' code has 0.5]", 0
+    )
+    contrastive_rampup_fraction: float = setting(
+        1 / 3, "share of all epochs over which gamma ramps up [ours]", 0, 1
+    )
+    temperature: float = setting(0.2, "tau of InfoNCE [authors' code]", 0, None, None, True)
+    anchors: int = setting(
+        128, "anchors per iteration, spread over images and classes [authors' code]", 1
+    )
+    memory_length: int = setting(
+        4096, "embeddings remembered per class and side [authors' code]", 1
+    )
+    window_fraction: float = setting(
+        0.25,
+        "edge of a window as a share of the training patch's, at least 16 voxels [ours]",
+        0,
+        1,
+        None,
+        True,
+    )
+    guide: str = setting(
+        "entropy",
+        "what draws the windows [poster, second ablation]",
+        choices=("entropy", "lowest_entropy", "confidence", "cosine"),
+    )
+    balanced_sides: bool = setting(
+        True, "as many positives as negatives of each class, instead of sides by chance [ours]"
+    )
+    embedding: str = setting(
+        "feature",
+        "pool feature maps inside a window [ours], or encode the crop again [authors' code]",
+        choices=("feature", "crop"),
+    )
+    feature_stages: tuple[int, ...] = setting(
+        (-2,), "encoder stages that feature embedding pools, 0 the finest, -1 the coarsest [ours]"
+    )
+    expectation: str = setting(
+        "sampled",
+        "InfoNCE over sampled pairs [poster], or its closed-form bound [authors' code]",
+        choices=("sampled", "closed_form"),
+    )
+    covariance_scale: float = setting(
+        4.0, "lambda of the closed form at the end of its linear ramp-up [authors' code]", 0
+    )
+    negatives_per_class: float = setting(
+        1.0,
+        "negatives that the closed form counts for each other class [ours]",
+        0,
+        None,
+        None,
+        True,
+    )
+
+
+class nnUNetTrainerPLGCL(nnUNetTrainerMeanTeacher):
     """Pseudo-label Guided Contrastive Learning (Basak & Yin, CVPR 2023), the poster's six steps.
 
-    Beside the mean teacher of ``nnUNetTrainerSemiSupervised`` it draws class-wise windows where
+    Beside the mean teacher of ``nnUNetTrainerMeanTeacher`` it draws class-wise windows where
     the pseudo-labels can be trusted, embeds them, and pulls windows of one class together. During
     warm-up true labels stand in for pseudo-labels (authors' code).
 
@@ -40,6 +104,9 @@ class nnUNetTrainerPLGCL(nnUNetTrainerSemiSupervised):
         NotImplementedError: a network without an encoder that gives feature maps.
         ValueError: feature stages that the encoder does not have.
     """
+
+    settings_class = PLGCLSettings
+    config: PLGCLSettings
 
     def train_step(self, batch: dict) -> dict:
         images, target = self.labelled_batch(batch)

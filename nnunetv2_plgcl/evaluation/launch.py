@@ -72,7 +72,7 @@ def write_plans_copy(
         dataset: full name.
         plans_name, copy_name: of the original and of the copy.
         configuration: which gets the settings, beside those that it has.
-        settings: values of ``PLGCLConfig`` by name.
+        settings: values of the trainer's settings by name.
 
     Raises:
         ValueError: a plans file of that name with other content.

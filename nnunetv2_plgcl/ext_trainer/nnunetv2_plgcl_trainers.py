@@ -7,10 +7,6 @@ Python of another environment through the environment variable; there it offers 
 
 import importlib
 import importlib.util
-import pkgutil
 
 if importlib.util.find_spec("nnunetv2_plgcl") is not None:
-    _trainers = importlib.import_module("nnunetv2_plgcl.trainers")
-    for _module in pkgutil.iter_modules(_trainers.__path__):
-        _name = _module.name
-        globals()[_name] = getattr(importlib.import_module(f"{_trainers.__name__}.{_name}"), _name)
+    globals().update(importlib.import_module("nnunetv2_plgcl.trainers").trainer_classes())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from nnunetv2.training.logging.nnunet_logger import LocalLogger, MetaLogger
+from nnunetv2.utilities.collate_outputs import collate_outputs
 from PIL import Image
+from torch import distributed as dist
 
 LOSSES = {
     "loss_supervised": "supervised (L_Sup)",
@@ -43,6 +46,31 @@ class ProgressLogger(LocalLogger):
 def install(logger: MetaLogger) -> None:
     """Let nnU-Net's logger keep the semi-supervised series; wandb gets them through it."""
     logger.local_logger = ProgressLogger(logger.local_logger.verbose)
+
+
+def log_epoch(logger: MetaLogger, train_outputs: list[dict], epoch: int) -> dict[str, float]:
+    """Log the means over the steps of an epoch and over the ranks of a distributed training.
+
+    Args:
+        train_outputs: what ``finish_step`` returned, one a step.
+
+    Returns:
+        the mean of each loss.
+    """
+    collated = collate_outputs(train_outputs)
+    for key in (*LOSSES, *SHARES):
+        logger.log(key, _mean_over_ranks(collated[key]).item(), epoch)
+    logger.log(PATCHES, _mean_over_ranks(collated[PATCHES]).tolist(), epoch)
+    return {key: logger.get_value(key, step=-1) for key in LOSSES}
+
+
+def _mean_over_ranks(values: list | np.ndarray) -> np.ndarray:
+    mean = np.mean(values, axis=0)
+    if not dist.is_initialized():
+        return mean
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, mean)
+    return np.mean(of_ranks, axis=0)
 
 
 def _panel(series: dict[str, list], width: int) -> Image.Image:

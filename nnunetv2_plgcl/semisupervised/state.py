@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,3 +70,14 @@ def check_origin(checkpoint: dict[str, Any], expected: dict[str, Any], file: str
             f"{', '.join(different) or 'it holds no teacher'}. Move it away, or train with "
             f"the trainer, plans and configuration that wrote it."
         )
+
+
+def make_latest(best: Path) -> None:
+    """Let checkpoint_best.pth be checkpoint_latest.pth too: --c prefers the latter, however old."""
+    latest, temporary = best.with_name("checkpoint_latest.pth"), Path(f"{best}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(best, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(best, temporary)
+    os.replace(temporary, latest)

@@ -22,13 +22,15 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 
 class WeakStrongViews(BasicTransform):
-    """Replaces ``image`` (C, *spatial) by the weak and the strong view, (2C, *spatial).
+    """Replaces ``image`` (C, *spatial) by the weak view and its strong ones, (2C, *spatial) where
+    there is one of them.
 
     Args:
         geometry: what both views share (crop, rotation, scaling, mirroring).
         intensity: what only the strong view gets; must not move voxels.
         masked_channels: channels normalised inside a non-zero mask. Where their weak view is
             exactly 0, outside that mask, the strong view stays 0, as in nnU-Net.
+        strong_views: how many.
     """
 
     def __init__(
@@ -36,21 +38,28 @@ class WeakStrongViews(BasicTransform):
         geometry: BasicTransform,
         intensity: BasicTransform,
         masked_channels: Sequence[int] = (),
+        strong_views: int = 1,
     ) -> None:
         super().__init__()
         self.geometry = geometry
         self.intensity = intensity
         self.masked_channels = tuple(masked_channels)
+        self.strong_views = strong_views
 
     def apply(self, data_dict: dict, **params: object) -> dict:
         data_dict = self.geometry(**data_dict)
         weak = data_dict["image"]
+        data_dict["image"] = torch.cat(
+            (weak, *(self._strong(weak) for _ in range(self.strong_views)))
+        )
+        return data_dict
+
+    def _strong(self, weak: torch.Tensor) -> torch.Tensor:
         # intensity transforms change their input in place
         strong = self.intensity(image=weak.clone())["image"]
         for channel in self.masked_channels:
             strong[channel][weak[channel] == 0] = 0
-        data_dict["image"] = torch.cat((weak, strong))
-        return data_dict
+        return strong
 
 
 class CutOut(BlankRectangleTransform):

@@ -197,10 +197,10 @@ def test_the_documented_fallback_works_without_start_up_file(environment, wheel)
 
 
 def test_every_trainer_file_holds_the_class_of_its_name():
-    import importlib
+    from nnunetv2_plgcl.trainers import trainer_classes
 
-    names = sorted(file.stem for file in (CHECKOUT / "trainers").glob("*.py"))
-    assert NAME in names
-    for name in names:
-        module = importlib.import_module(f"nnunetv2_plgcl.trainers.{name}")
-        assert getattr(module, name).__module__ == module.__name__
+    files = (CHECKOUT / "trainers").rglob("nnUNetTrainer*.py")
+    classes = trainer_classes()
+    assert sorted(classes) == sorted(file.stem for file in files) and NAME in classes
+    for name, trainer in classes.items():
+        assert trainer.__module__.endswith(f".{name}") and trainer.__name__ == name

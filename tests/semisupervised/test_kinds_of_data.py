@@ -8,6 +8,7 @@ import torch
 from conftest import TINY
 from training import make_trainer, tiny
 
+from nnunetv2_plgcl.semisupervised import log as series
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 
@@ -37,7 +38,7 @@ def test_three_dimensions(prepared):
     }
     of_3d = {**of_2d, "arch_kwargs": arguments}
     trainer, log = train(prepared, patch_size=[8, 40, 32], batch_size=2, architecture=of_3d)
-    assert all(sum(counts) > 0 for counts in log[log.PATCHES])
+    assert all(sum(counts) > 0 for counts in log[series.PATCHES])
     assert trainer.labelled_batch_size == 1
 
 
@@ -47,7 +48,7 @@ def test_regions(prepared):
     dataset["regions_class_order"] = [1, 2, 3]
     (prepared.preprocessed / "dataset.json").write_text(json.dumps(dataset))
     trainer, log = train(prepared)
-    assert not trainer.exclusive and len(log[log.PATCHES][0]) == 3
+    assert not trainer.exclusive and len(log[series.PATCHES][0]) == 3
 
 
 def test_ignore_label(prepared):
@@ -61,7 +62,7 @@ def test_ignore_label(prepared):
         properties["class_locations"][(-1, 0, 1, 2)] = properties["class_locations"][1]
         file.write_bytes(pickle.dumps(properties))
     trainer, log = train(prepared)
-    assert trainer.label_manager.has_ignore_label and len(log[log.PATCHES][0]) == 3
+    assert trainer.label_manager.has_ignore_label and len(log[series.PATCHES][0]) == 3
 
 
 def test_residual_encoder(prepared):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from training import make_trainer, tiny
 
-from nnunetv2_plgcl.semisupervised import log
+from nnunetv2_plgcl.semisupervised import log as series
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
@@ -32,12 +32,12 @@ def test_both_stages_train_on_real_mri(prepared, trainer_class):
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(before[name], after[name]) for name in before)
     log = trainer.logger.local_logger.my_fantastic_logging
-    assert all(len(series) == 3 for series in log.values())
+    assert all(len(values) == 3 for values in log.values())
     assert log["loss_consistency"][0] == 0, "warm-up has no unlabelled patches"
     assert log["loss_consistency"][1] > 0 and log["loss_consistency"][2] > 0
     assert log["consistency_rampup"][0] == 0 and log["consistency_rampup"][2] == 1
     draws = trainer_class is nnUNetTrainerPLGCL
-    assert all((sum(counts) > 0) == draws for counts in log[log.PATCHES])
+    assert all((sum(counts) > 0) == draws for counts in log[series.PATCHES])
     assert all((value > 0) == draws for value in log["loss_contrastive"])
 
 
@@ -194,7 +194,7 @@ def test_other_loggers_get_the_series_as_wandb_does(prepared):
     recorder = Recorder()
     trainer.logger.loggers.append(recorder)
     trainer.run_training()
-    for key in (*log.LOSSES, *log.SHARES, f"{log.PATCHES}/class_1"):
+    for key in (*series.LOSSES, *series.SHARES, f"{series.PATCHES}/class_1"):
         assert [step for step, _ in recorder.series[key]] == [0, 1, 2]
     assert recorder.config["plgcl"]["temperature"] == 0.2
 

@@ -9,12 +9,11 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.datasets.check.finding import Finding
-from nnunetv2_plgcl.settings import config_from_plans
 
 
-def estimate_memory(plans: dict, dataset: dict, configuration: str) -> Finding:
+def estimate_memory(plans: dict, dataset: dict, configuration: str, memory_length: int) -> Finding:
     """What our trainers add to the GPU memory that nnU-Net planned, and the size on disk; a
-    warning where the disk has less left."""
+    warning where the disk has less left. ``memory_length`` is the setting of that name."""
     from nnunetv2 import paths
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -32,8 +31,7 @@ def estimate_memory(plans: dict, dataset: dict, configuration: str) -> Finding:
     weights = sum(
         parameter.numel() * parameter.element_size() for parameter in network.parameters()
     )
-    config = config_from_plans(resolved.configuration)
-    buffers = ClassMemory(classes, config.memory_length).buffers()
+    buffers = ClassMemory(classes, memory_length).buffers()
     memory = 2 * sum(b.numel() * b.element_size() for b in buffers)  # positives and negatives
     # student (twice: also as deployed weights), teacher, momentum; final, best and latest
     checkpoints = 3 * (4 * weights + memory)

@@ -1,17 +1,25 @@
-"""A dataset of unlabelled cases that never opens a label."""
+"""Unlabelled cases, opened without any label, and the loader that serves views of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import (
+    NonDetMultiThreadedAugmenter,
+)
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
+from nnunetv2_plgcl.semisupervised.views import WeakStrongViews
 
 
 class UnlabelledDataset(nnUNetDatasetBlosc2):
@@ -49,7 +57,7 @@ def unlabelled_dataset(
     folder: Path,
     folder_un: Path,
     dataset_class: type[nnUNetBaseDataset],
-    dataset_id: str,
+    dataset_id: int,
     configuration: str,
     plans_name: str,
 ) -> UnlabelledDataset:
@@ -89,3 +97,50 @@ def unlabelled_dataset(
             f"{configuration}: no such file in {folder}. If the image is in imagesTr, run: {mend}"
         )
     return UnlabelledDataset(folders)
+
+
+def unlabelled_loader(
+    dataset: UnlabelledDataset,
+    batch_size: int,
+    initial_patch_size: Sequence[int],
+    patch_size: Sequence[int],
+    label_manager: LabelManager,
+    views: WeakStrongViews,
+    seeds: Callable[[int], np.ndarray],
+    pin_memory: bool,
+) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
+    """Serve batches of views, with as many workers as nnU-Net's own loader has.
+
+    Args:
+        dataset: the cases.
+        batch_size: patches per batch.
+        initial_patch_size: voxels cut out before the spatial transform, as nnU-Net chooses it.
+        patch_size: voxels of a view.
+        label_manager: of the dataset.
+        views: makes the views of a patch.
+        seeds: gives as many seeds as it is asked for, one for each worker.
+        pin_memory: for copies to a GPU.
+    """
+    loader = nnUNetDataLoader(
+        dataset, batch_size, initial_patch_size, patch_size, label_manager, transforms=views
+    )
+    loader.has_ignore = False  # no label, so no annotated region to sample from
+    processes = get_allowed_n_proc_DA()
+    if processes == 0:
+        return SingleThreadedAugmenter(loader, None)
+    return NonDetMultiThreadedAugmenter(
+        loader,
+        None,
+        processes,
+        num_cached=max(6, processes // 2),
+        seeds=[int(seed) for seed in seeds(processes)],
+        pin_memory=pin_memory,
+        wait_time=0.002,
+    )
+
+
+def finish(*loaders: Any) -> None:
+    """End the workers of loaders that have some."""
+    for loader in loaders:
+        if isinstance(loader, NonDetMultiThreadedAugmenter):
+            loader._finish()

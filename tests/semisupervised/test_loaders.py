@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
-from nnunetv2_plgcl.semisupervised.unlabelled import UnlabelledDataset, unlabelled_dataset
+from nnunetv2_plgcl.semisupervised.loaders import UnlabelledDataset, unlabelled_dataset
 
 
 def test_images_are_those_of_nnunet_and_nothing_else_is_read(prepared):

@@ -1,0 +1,36 @@
+"""Settings that every semi-supervised trainer has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nnunetv2_plgcl.settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class SemiSupervisedSettings(Settings):
+    """Stages, batch, teacher and weight of what is learnt from unlabelled patches."""
+
+    labelled_fraction: float = setting(
+        0.5, "share of labelled patches in a batch of the second stage [ours]", 0, 1, None, True
+    )
+    warmup_fraction: float = setting(
+        1 / 3, "share of all epochs trained on labelled cases alone [authors' code]", 0, 1
+    )
+    ema_decay: float = setting(
+        0.999, "EMA decay of the teacher per iteration, ramped up [authors' code]", 0, 1
+    )
+    consistency_weight: float = setting(
+        1.0, "beta, weight of the consistency loss after its ramp-up [ours]", 0
+    )
+    consistency_rampup_fraction: float = setting(
+        0.25, "share of the second stage over which beta ramps up [ours]", 0, 1
+    )
+    cutout_probability: float = setting(
+        0.5, "share of strong views with rectangles blanked [ours]", 0, 1
+    )
+    deployed_weights: str = setting(
+        "teacher",
+        "weights that are validated and stored as network_weights [ours]",
+        choices=("teacher", "student"),
+    )

@@ -1,0 +1,201 @@
+"""The pieces that a semi-supervised ``train_step`` is written from."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_plgcl.semisupervised import log
+from nnunetv2_plgcl.semisupervised.losses import sigmoid_rampup
+from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings
+from nnunetv2_plgcl.semisupervised.targets import class_probabilities
+from nnunetv2_plgcl.semisupervised.teacher import EMATeacher
+
+# Mixed precision overflows now and then and skips the step; this many in a row is no overflow.
+NONFINITE_STEPS_ALLOWED = 20
+
+
+class UnlabelledBatch(NamedTuple):
+    """Unlabelled patches of one step, on the device; B = 0 during warm-up.
+
+    Attributes:
+        weak: (B, C, *spatial), what the teacher sees.
+        strong: the same patches with other intensities, (B, C, *spatial) each.
+    """
+
+    weak: Tensor
+    strong: tuple[Tensor, ...]
+
+
+class SemiSupervisedStep(nnUNetTrainer):
+    """nnU-Net's trainer with the named steps of teacher and student; a method's ``train_step``
+    calls them one after the other. Set-up, data and checkpoints are the subclass's."""
+
+    config: SemiSupervisedSettings
+    teacher: EMATeacher
+    dataloader_unlabelled: Any
+    iteration_in_epoch: int
+    warmup_epochs: int
+    _nonfinite_steps: int
+
+    # ---- data --------------------------------------------------------------------------------
+
+    def labelled_batch(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
+        """Move a labelled batch to the device.
+
+        Returns:
+            images (B, C, *spatial) and targets, one per resolution of deep supervision, the
+            finest first.
+        """
+        target = batch["target"]
+        target = target if isinstance(target, list) else [target]
+        move = {"device": self.device, "non_blocking": True}
+        return batch["data"].to(**move), [t.to(**move) for t in target]
+
+    def unlabelled_batch(self, like: Tensor) -> UnlabelledBatch:
+        """The next unlabelled patches. ``like`` is the labelled batch, (B, C, *spatial)."""
+        if self.is_warmup:
+            return UnlabelledBatch(like[:0], (like[:0],) * self.strong_views)
+        views = next(self.dataloader_unlabelled)["data"].to(self.device, non_blocking=True)
+        weak, *strong = views.chunk(1 + self.strong_views, dim=1)
+        return UnlabelledBatch(weak, tuple(strong))
+
+    def unlabelled_views(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Weak and strong view of the next unlabelled patches, both (B, C, *spatial); B = 0
+        during warm-up. ``like`` is the labelled batch, (B, C, *spatial)."""
+        batch = self.unlabelled_batch(like)
+        return batch.weak, batch.strong[0]
+
+    # ---- stages ------------------------------------------------------------------------------
+
+    strong_views: int = 1  # of each unlabelled patch
+
+    @property
+    def is_warmup(self) -> bool:
+        return self.current_epoch < self.warmup_epochs
+
+    @property
+    def consistency_rampup(self) -> float:
+        """Ramp of beta at this iteration: 0 in warm-up, then from exp(-5) to 1."""
+        if self.is_warmup:
+            return 0.0
+        epochs = self.current_epoch - self.warmup_epochs
+        epochs += self.iteration_in_epoch / self.num_iterations_per_epoch
+        length = self.config.consistency_rampup_fraction * (self.num_epochs - self.warmup_epochs)
+        return sigmoid_rampup(epochs, length)
+
+    # ---- networks ----------------------------------------------------------------------------
+
+    @property
+    def student(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether classes exclude one another (softmax) or are regions (sigmoid)."""
+        return not self.label_manager.has_regions
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision on CUDA only, as in nnU-Net."""
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def pseudo_label(self, weak: Tensor) -> Tensor:
+        """The teacher's confidence maps of the weak view (poster step 1).
+
+        Args:
+            weak: (B, C, *spatial).
+
+        Returns:
+            (B, K, *spatial) in [0, 1], without gradient.
+        """
+        if len(weak) == 0:
+            return weak.new_zeros(0, self.label_manager.num_segmentation_heads, *weak.shape[2:])
+        with torch.no_grad():
+            return class_probabilities(self._run_teacher(weak), self.exclusive)
+
+    def student_logits(self, images: Tensor) -> list[Tensor]:
+        """One student pass, one output per resolution of deep supervision, the finest first."""
+        output = self.network(images)
+        return list(output) if isinstance(output, (list, tuple)) else [output]
+
+    # ---- losses and optimiser ----------------------------------------------------------------
+
+    def supervised_loss(self, logits: list[Tensor], target: list[Tensor]) -> Tensor:
+        """nnU-Net's own loss (poster step 5)."""
+        if self.enable_deep_supervision:
+            return self.loss(logits, target)
+        return self.loss(logits[0], target[0])
+
+    def optimise(self, loss: Tensor) -> None:
+        """One optimiser step. nnUNetTrainer.train_step (nnU-Net 2.8.1) holds these lines between
+        forward pass and return value, without a hook; a test compares them."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+            self.optimizer.step()
+
+    def update_teacher(self) -> None:
+        """Poster step 6: the teacher follows the student."""
+        self.teacher.update_parameters(self.student)
+
+    # ---- end of a step -----------------------------------------------------------------------
+
+    def finish_step(self, patches_per_class: Tensor | None = None, **losses: Tensor) -> dict:
+        """Count the iteration and bring what is logged to the host in one transfer.
+
+        Args:
+            patches_per_class: (K,) drawn patches, zeros where a method draws none.
+            losses: ``loss`` (the total) and each of ``log.LOSSES`` that the method has.
+
+        Returns:
+            what ``nnUNetTrainer.train_step`` returns, with more keys.
+
+        Raises:
+            RuntimeError: the loss stays NaN or infinite.
+        """
+        rampup = self.consistency_rampup
+        self.iteration_in_epoch += 1
+        if patches_per_class is None:
+            patches_per_class = torch.zeros(self.label_manager.num_segmentation_heads)
+        scalars = torch.stack([loss.detach().float() for loss in losses.values()])
+        values = torch.cat((scalars, patches_per_class.to(scalars))).cpu().numpy()
+        report = dict(zip(losses, values, strict=False))
+        self._refuse_nan(report)
+        nothing = {name: np.float32(0) for name in log.LOSSES if name not in report}
+        return {
+            **report,
+            **nothing,
+            log.PATCHES: values[len(losses) :],
+            "ema_decay": self.teacher.decay,
+            "consistency_rampup": rampup,
+        }
+
+    def _refuse_nan(self, losses: dict[str, Any]) -> None:
+        finite = all(np.isfinite(value) for value in losses.values())
+        self._nonfinite_steps = 0 if finite else self._nonfinite_steps + 1
+        if self._nonfinite_steps > (0 if self.grad_scaler is None else NONFINITE_STEPS_ALLOWED):
+            named = ", ".join(f"{name} {value}" for name, value in losses.items())
+            raise RuntimeError(
+                f"The loss is not finite in epoch {self.current_epoch}, iteration "
+                f"{self.iteration_in_epoch}: {named}. Checkpoints on disk are from before. Check "
+                f"the images for NaN, or lower the weight of the part that is not finite (see "
+                f"'plgcl' in the plans); then continue with --c."
+            )

@@ -1,0 +1,1 @@
+"""Other methods of semi-supervised segmentation, one a file, to compare with."""
