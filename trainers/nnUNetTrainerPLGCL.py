@@ -260,7 +260,8 @@ class nnUNetTrainerPLGCL(nnUNetTrainerMeanTeacher):
             self.negatives.enqueue(keys, windows.valid & ~windows.positive)
             negatives = self.negatives.entries(), self.negatives.filled()
         else:
-            negatives = self.positives.of_other_classes()
+            others = self.positives.recall().of_other_classes()
+            negatives = others.entries, others.filled
         positives = self.positives.entries(), self.positives.filled()
         return sampled_info_nce(anchors, is_anchor, *positives, *negatives, tau)
 

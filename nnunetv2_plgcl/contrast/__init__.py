@@ -17,10 +17,11 @@ waits for the GPU. One training step, from class probabilities to the contrastiv
 >>> positives, negatives = ClassMemory(num_classes=3), ClassMemory(num_classes=3)
 >>> positives.enqueue(anchors, windows.valid & windows.positive)
 >>> negatives.enqueue(anchors, windows.valid & ~windows.positive)
+>>> drawn, against = positives.recall(256), negatives.recall(256)
 >>> loss = sampled_info_nce(
 ...     anchors, windows.valid & windows.positive,
-...     positives.entries(), positives.filled(), negatives.entries(), negatives.filled(),
-...     temperature=0.2,
+...     drawn.entries, drawn.filled, against.entries, against.filled,
+...     temperature=0.2, negative_weight=against.weight,
 ... )
 >>> loss.backward()
 """

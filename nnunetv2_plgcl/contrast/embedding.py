@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from nnunetv2_plgcl.contrast.patches import MASK_THRESHOLD, Windows
 
+# A smaller share of a cell is a rounding error in float32.
+ROUNDING = 1e-6
+
 
 class ProjectionHead(nn.Module):
     """Two-layer perceptron to L2-normalised embeddings (authors' code: as wide as the encoder).
@@ -76,7 +79,8 @@ class EncoderFeatures:
         # one in this process, without this hook, would serve this one.
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         torch.compiler.reset()  # forget graphs from before
-        self._stages = tuple(stages)
+        self._stages = tuple(stage % len(channels) for stage in stages)
+        self._encoder: Any = encoder
         self._features: list[Tensor] | None = None
         self._handle = encoder.register_forward_hook(self._remember)
 
@@ -91,6 +95,24 @@ class EncoderFeatures:
         if features is None:
             raise RuntimeError("No feature maps to take: run the network once before each take().")
         return features
+
+    def of(self, images: Tensor) -> list[Tensor]:
+        """The maps of other images (B, C, *spatial), from a pass that ends where the last of them
+        is made, if the encoder has ``stages``.
+
+        Repeats ``forward`` of PlainConvEncoder and ResidualEncoder
+        (dynamic_network_architectures 0.4.4), which run all stages; a test compares them.
+        """
+        stages = getattr(self._encoder, "stages", None)
+        if stages is None:
+            maps = self._encoder(images)
+        else:
+            stem = getattr(self._encoder, "stem", None)
+            maps = [images if stem is None else stem(images)]
+            for stage in stages[: max(self._stages) + 1]:
+                maps.append(stage(maps[-1]))
+            del maps[0]
+        return [maps[stage] for stage in self._stages]
 
     def remove(self) -> None:
         """Remove the hook and forget."""
@@ -273,9 +295,9 @@ def _cell_weights(confidence: Tensor, windows: Windows, cells: Sequence[int]) ->
     They add up to 1, or are all 0 where the window holds no voxel of its side.
     """
     dtype = torch.promote_types(confidence.dtype, torch.float32)
-    inside = confidence >= MASK_THRESHOLD
-    # Both sides are pooled, as 1 - (pooled inside) would not be exactly 0 where it should be.
-    within, outside = _area_pool(torch.stack((inside, ~inside)).to(dtype), cells)[:, :, :, None]
+    within = _area_pool((confidence >= MASK_THRESHOLD).to(dtype), cells)[:, :, None]
+    # where cells cut voxels, 1 - within is not exactly 0 when it should be
+    outside = F.threshold(1 - within, ROUNDING, 0)
     axes = len(cells)
     weights = torch.where(windows.positive[(...,) + (None,) * axes], within, outside)
     for axis, (edge, length, number) in enumerate(

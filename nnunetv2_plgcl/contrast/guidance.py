@@ -34,7 +34,7 @@ class Guide(Protocol):
     Returns:
         N windows for each image and class. Where there are fewer candidates than N the rest is
         invalid, as are windows without a voxel of their side (nothing to embed) and windows with
-        a NaN in their statistics.
+        a NaN in their statistics, which are all windows of a map with a NaN.
 
     Raises:
         ValueError: ``num`` below 1; a similarity that is needed and missing, or misshapen.

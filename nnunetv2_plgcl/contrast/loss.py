@@ -21,6 +21,8 @@ def sampled_info_nce(
     negatives: Tensor,
     negative_mask: Tensor,
     temperature: float,
+    negative_weight: Tensor | None = None,
+    most_anchors: int | None = None,
 ) -> Tensor:
     """InfoNCE against explicit positives and negatives (poster step 3).
 
@@ -36,6 +38,9 @@ def sampled_info_nce(
         negatives: (K, Q, E), likewise, the negatives of each class.
         negative_mask: (K, Q) bool.
         temperature: t, above 0; 0.2 in the authors' warm-up.
+        negative_weight: (K, Q), how many negatives each stands for, above 0 where it is not
+            masked: in a draw from a memory, an unbiased estimate of the sum over all of them.
+        most_anchors: no class has more anchors that count; saves work on the others.
 
     Returns:
         Scalar. Anchors of a class without positives or without negatives are left out; where
@@ -46,9 +51,13 @@ def sampled_info_nce(
     """
     _require_positive("temperature", temperature)
     with torch.autocast(anchors.device.type, enabled=False):
-        f = _by_class(anchors, anchor_mask) / temperature
+        f, mask = _by_class(anchors, anchor_mask) / temperature, _flat_mask(anchor_mask)
+        counting = _first_true(mask, most_anchors)
+        f = f.gather(1, counting[..., None].expand(-1, -1, f.shape[-1]))
         to_positive = f @ positives.to(f.dtype).mT
         to_negative = f @ negatives.to(f.dtype).mT
+        if negative_weight is not None:
+            to_negative = to_negative + negative_weight.to(f.dtype).log()[:, None]
         # The dtype's minimum, not -inf: a row without negatives would make NaN on the way back.
         lowest = torch.finfo(f.dtype).min
         negative = to_negative.masked_fill(~negative_mask[:, None], lowest).logsumexp(-1, True)
@@ -56,8 +65,9 @@ def sampled_info_nce(
         share = positive_mask.to(f.dtype) / positive_mask.sum(-1, keepdim=True).clamp(min=1)
         pairs = F.logsigmoid(to_positive - negative)
         each = -(pairs @ share[..., None]).squeeze(-1)
+        each = torch.zeros_like(mask, dtype=each.dtype).scatter(1, counting, each)
         usable = positive_mask.any(-1) & negative_mask.any(-1)
-        return _mean(each, _flat_mask(anchor_mask) & usable[:, None])
+        return _mean(each, mask & usable[:, None])
 
 
 def closed_form_info_nce(
@@ -127,6 +137,11 @@ def _by_class(anchors: Tensor, mask: Tensor) -> Tensor:
 
 def _flat_mask(mask: Tensor) -> Tensor:
     return mask.transpose(0, 1).flatten(1)
+
+
+def _first_true(mask: Tensor, number: int | None) -> Tensor:
+    """(K, M) bool to (K, number) indices, those of true elements first; all M for None."""
+    return mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :number]
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

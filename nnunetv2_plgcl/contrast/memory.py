@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Entries of a memory, all of them or a draw.
+
+    Attributes:
+        entries: (K, M, E).
+        filled: (K, M) bool: which of them hold an embedding.
+        weight: (K, M), how many entries of the memory each stands for; None where each stands for
+            itself.
+    """
+
+    entries: Tensor
+    filled: Tensor
+    weight: Tensor | None = None
+
+    def of_other_classes(self) -> Remembered:
+        """For each class the entries of all classes, its own left out by the mask.
+
+        The negatives of guides that choose positives only. Source: authors' code, where the
+        other classes are the negatives.
+
+        Returns:
+            entries (K, K * M, E), a view without copies, filled and weight (K, K * M).
+        """
+        classes = len(self.entries)
+        other = ~torch.eye(classes, dtype=torch.bool, device=self.filled.device)
+        return Remembered(
+            self.entries.flatten(0, 1).expand(classes, -1, -1),
+            (other[:, :, None] & self.filled).flatten(1),
+            None if self.weight is None else self.weight.flatten().expand(classes, -1),
+        )
 
 
 class ClassMemory(nn.Module):
@@ -92,19 +127,36 @@ class ClassMemory(nn.Module):
         _, length, _ = self._shape
         return torch.arange(length, device=self.arrived.device) < self.arrived[:, None]
 
-    def of_other_classes(self) -> tuple[Tensor, Tensor]:
-        """For each class the entries of all classes, and a mask that leaves out its own.
+    def recall(
+        self, number: int | None = None, generator: torch.Generator | None = None
+    ) -> Remembered:
+        """All entries, or ``number`` of each class drawn at random.
 
-        The negatives of guides that choose positives only. Source: authors' code, where the
-        other classes are the negatives.
+        The filled entries of a class, in their order, are cut into ``number`` parts of equal
+        length and one entry is drawn from each, so every entry is as likely as the others, and
+        means and weighted sums over a draw are unbiased. An entry that fills several parts is
+        drawn for each. Source: ours.
 
-        Returns:
-            (K, K * length, E), a view without copies, and (K, K * length) bool.
+        Args:
+            number: M; from ``length`` on, and for None, all entries are given as they lie.
+            generator: source of randomness, on the memory's device.
         """
-        classes, _, dim = self._shape
-        other = ~torch.eye(classes, dtype=torch.bool, device=self.rows.device)
-        mask = other[:, :, None] & self.filled()
-        return self.entries().flatten(0, 1).expand(classes, -1, dim), mask.flatten(1)
+        classes, length, _ = self._shape
+        if number is None or number >= length:
+            return Remembered(self.entries(), self.filled())
+        device = self.arrived.device
+        held = self.arrived.clamp(max=length)[:, None]
+        place = torch.arange(number, device=device) + torch.rand(
+            classes, number, device=device, generator=generator
+        )
+        # rounding up must not reach beyond the last
+        index = (place * (held / number)).long().minimum((held - 1).clamp(min=0))
+        index = index + torch.arange(classes, device=device)[:, None] * length
+        return Remembered(
+            self.rows[index],
+            (held > 0).expand(-1, number),
+            (held / number).expand(-1, number),
+        )
 
     @torch.no_grad()
     def mean(self) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # A voxel belongs to a class from this confidence on (authors' code).
@@ -78,7 +77,8 @@ def bernoulli_entropy(p: Tensor) -> Tensor:
         float32; meant for use without gradient, which is infinite at both ends.
     """
     p = _at_least_float32(p).clamp(0, 1)
-    return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / math.log(2)
+    q, tiny = 1 - p, torch.finfo(p.dtype).tiny  # the clamp makes 0 log 0 = 0
+    return -(p * p.clamp(min=tiny).log2() + q * q.clamp(min=tiny).log2())
 
 
 @torch.no_grad()
@@ -127,9 +127,10 @@ def window_statistics(
 
 
 def average_pool(maps: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Average pooling over the last D axes, one axis after the other.
+    """Average pooling over the last D axes, one axis after the other, as products of matrices.
 
     Averages over boxes separate, so the cost grows with the sum of the edges, not their product.
+    Sums of zeros and ones are exact. In float32 under autocast too; float64 stays.
 
     Args:
         maps: (..., *spatial).
@@ -139,14 +140,16 @@ def average_pool(maps: Tensor, size: Sequence[int], stride: Sequence[int]) -> Te
     Returns:
         (..., *pooled), where an axis of length L keeps ``(L - size) // stride + 1`` values.
     """
-    first = maps.ndim - len(size)
-    for axis, (edge, step) in enumerate(zip(size, stride, strict=True), start=first):
-        shape = maps.shape
-        flat = maps.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
-        maps = F.avg_pool2d(flat, (edge, 1), (step, 1)).reshape(
-            *shape[:axis], -1, *shape[axis + 1 :]
-        )
-    return maps
+    maps = _at_least_float32(maps)
+    with torch.autocast(maps.device.type, enabled=False):
+        for edge, step in zip(reversed(size), reversed(stride), strict=True):
+            length = maps.shape[-1]
+            start = torch.arange(0, length - edge + 1, step, device=maps.device)
+            offset = torch.arange(length, device=maps.device)[:, None] - start
+            inside = (offset >= 0) & (offset < edge)
+            # each axis moves to the front when done, which restores their order
+            maps = (maps @ inside.to(maps.dtype)).movedim(-1, -len(size))
+        return maps / math.prod(size)
 
 
 def every_window(statistics: WindowStatistics) -> Windows:

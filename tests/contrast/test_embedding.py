@@ -363,6 +363,19 @@ def test_a_deep_copy_of_a_hooked_network_does_not_overwrite_features():
     torch.testing.assert_close(features.take()[0], network.encoder(image)[-1])
 
 
+@pytest.mark.parametrize(("architecture", "axes"), ARCHITECTURES)
+@pytest.mark.parametrize("stages", [[-2], [0, -1]])
+def test_features_of_other_images_are_those_of_the_whole_encoder(architecture, axes, stages):
+    network = _network(architecture, axes)
+    features, images = EncoderFeatures(network, stages), torch.randn(2, 1, *[16] * axes)
+    last = []
+    network.encoder.stages[-1].register_forward_hook(lambda *_: last.append(True))
+    found = features.of(images)
+    assert len(last) == (-1 in stages)
+    whole = network.encoder(images)
+    assert all(map(torch.equal, found, [whole[stage] for stage in stages]))
+
+
 def _no_skips() -> nn.Module:
     network = _network(PlainConvUNet, 2)
     network.encoder.return_skips = False

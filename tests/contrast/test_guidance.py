@@ -263,16 +263,23 @@ def test_a_class_of_one_voxel_is_a_valid_positive_only_where_the_voxel_is(name):
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_windows_with_nan_are_never_valid(name):
+def test_windows_of_a_map_with_nan_are_never_valid(name):
     maps = torch.rand(2, 2, 8, 8)
     maps[0] = math.nan
     maps[1, 0, 0, 0] = math.nan
-    statistics = window_statistics(maps, 4, 2)
-    windows = _call(name, statistics, 9)
-    assert not windows.valid[0].any()
-    valid_starts = windows.start[1, 0][windows.valid[1, 0]].tolist()
-    assert valid_starts and [0, 0] not in valid_starts
+    windows = _call(name, window_statistics(maps, 4, 2), 9)
+    assert not windows.valid[0].any() and not windows.valid[1, 0].any()
     assert windows.valid[1, 1].any()
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_windows_with_nan_in_their_statistics_are_never_valid(name):
+    statistics = window_statistics(torch.rand(1, 1, 8, 8), 4, 2)
+    for values in (statistics.entropy, statistics.confidence, statistics.coverage):
+        values[0, 0, 0] = math.nan
+    windows = _call(name, statistics, 9)
+    valid_starts = windows.start[windows.valid].tolist()
+    assert valid_starts and [0, 0] not in valid_starts
 
 
 @pytest.mark.parametrize("name", GUIDES)

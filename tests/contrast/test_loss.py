@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nnunetv2_plgcl.contrast.loss import closed_form_info_nce, sampled_info_nce
+from nnunetv2_plgcl.contrast.memory import ClassMemory
 from tests.oracles import contrast as oracle
 
 
@@ -61,6 +62,65 @@ def test_closed_form_equals_a_loop_over_classes(seed, temperature, scale, psi):
     loss = closed_form_info_nce(anchors, mask, *rest)
     expected = oracle.closed_form(anchors, mask, *rest)
     assert loss.item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+def test_a_negative_of_weight_two_counts_as_two():
+    arguments = _sampled_arguments(0)
+    twice = {
+        **arguments,
+        "negatives": arguments["negatives"].repeat(1, 2, 1),
+        "negative_mask": arguments["negative_mask"].repeat(1, 2),
+    }
+    weight = torch.full((3, 7), 2.0)
+    loss = sampled_info_nce(**arguments, temperature=0.2, negative_weight=weight)
+    assert loss.item() == pytest.approx(oracle.info_nce(**twice, temperature=0.2), rel=1e-10)
+
+
+def test_leaving_out_what_cannot_be_an_anchor_changes_no_bit():
+    arguments = _sampled_arguments(0, torch.float32, b=4, n=8)
+    arguments["anchor_mask"][:, :, 4:] = False
+    results = []
+    for most in (None, 16):
+        arguments["anchors"] = arguments["anchors"].detach().requires_grad_()
+        loss = sampled_info_nce(**arguments, temperature=0.2, most_anchors=most)
+        loss.backward()
+        results.append((loss, arguments["anchors"].grad))
+    assert all(map(torch.equal, *results))
+
+
+def test_a_draw_from_the_memory_estimates_the_loss_and_gradient_of_the_whole():
+    """Its error is chance: the mean over draws comes near by the square root of their number."""
+    torch.manual_seed(0)
+    classes, anchors_of_each, draws = 3, 8, 200
+    centres = _unit(classes, 16)
+
+    def around(number: int, of: list[int]) -> Tensor:
+        noise = torch.randn(number, classes, 4, 16, dtype=torch.float64)
+        return F.normalize(centres[of][:, None] + noise / 4, dim=-1)
+
+    memories = [ClassMemory(classes, 512, 16, torch.float64) for _ in range(2)]
+    for memory, of in zip(memories, ([0, 1, 2], [1, 2, 0]), strict=True):
+        memory.enqueue(around(110, of), torch.rand(110, classes, 4) < 0.9)
+    anchors = around(anchors_of_each // 4, [0, 1, 2]).requires_grad_()
+    mask = torch.ones(anchors.shape[:3], dtype=torch.bool)
+
+    def loss_and_gradient(number: int | None) -> tuple[Tensor, Tensor]:
+        positives, negatives = (memory.recall(number) for memory in memories)
+        loss = sampled_info_nce(
+            anchors, mask, positives.entries, positives.filled, negatives.entries,
+            negatives.filled, 0.2, negatives.weight,
+        )  # fmt: skip
+        return loss.detach(), torch.autograd.grad(loss, anchors)[0]
+
+    loss, gradient = loss_and_gradient(None)
+    estimates = [loss_and_gradient(64) for _ in range(draws)]
+    losses = torch.stack([of_draw for of_draw, _ in estimates])
+    assert 0.001 < losses.std() / loss < 0.05
+    assert abs(losses.mean() - loss) < 4 * losses.std() / math.sqrt(draws)
+    gradients = torch.stack([of_draw for _, of_draw in estimates])
+    error = (gradients - gradient).flatten(1).norm(dim=1).mean()
+    assert error < 0.3 * gradient.norm()
+    assert (gradients.mean(0) - gradient).norm() < 2 * error / math.sqrt(draws)
 
 
 def test_sampled_loss_of_points_on_the_unit_circle():

@@ -133,7 +133,8 @@ def test_negatives_of_a_class_are_the_entries_of_the_others():
     )
     keep = torch.tensor([[[True, True], [True, False], [True, True]]])
     memory.enqueue(embeddings, keep)
-    entries, mask = memory.of_other_classes()
+    remembered = memory.recall().of_other_classes()
+    entries, mask = remembered.entries, remembered.filled
     assert entries.shape == (3, 12, 1) and mask.shape == (3, 12)
     assert [sorted(entries[k, mask[k], 0].tolist()) for k in range(3)] == [
         [20, 30, 31],
@@ -141,6 +142,58 @@ def test_negatives_of_a_class_are_the_entries_of_the_others():
         [10, 11, 20],
     ]
     assert entries.data_ptr() == memory.rows.data_ptr()
+
+
+def _three_classes(length: int = 50) -> ClassMemory:
+    """37 entries of the first class, none of the second, more than fit of the third."""
+    memory = ClassMemory(3, length, 1)
+    keep = torch.zeros(12, 3, 10, dtype=torch.bool)
+    keep[:4, 0], keep[:3, 0, 9], keep[:, 2] = True, False, True
+    memory.enqueue(torch.rand(12, 3, 10, 1) + 1, keep)
+    assert memory.filled().sum(1).tolist() == [37, 0, length]
+    return memory
+
+
+@pytest.mark.parametrize("number", [1, 8, 36, 40])
+def test_a_draw_holds_every_entry_as_often_as_the_others_in_expectation(number):
+    torch.manual_seed(0)
+    memory, draws = _three_classes(), 2000
+    seen = torch.zeros(3, 50)
+    for _ in range(draws):
+        drawn = memory.recall(number)
+        assert drawn.entries.shape == (3, number, 1) and drawn.filled.sum(1).tolist() == [
+            number, 0, number,
+        ]  # fmt: skip
+        for k in (0, 2):
+            assert drawn.weight[k].tolist() == pytest.approx([len_of(memory, k) / number] * number)
+            is_entry = drawn.entries[k] == memory.entries()[k, :, 0]
+            assert (is_entry.sum(1) == 1).all()
+            seen[k] += is_entry.sum(0)
+    for k in (0, 2):
+        held = len_of(memory, k)
+        expected = draws * number / held
+        assert (seen[k, :held] - expected).abs().max() < 5 * expected**0.5
+        assert (seen[k, held:] == 0).all()
+
+
+def len_of(memory: ClassMemory, k: int) -> int:
+    return int(memory.filled()[k].sum())
+
+
+def test_a_draw_as_large_as_the_memory_is_the_memory():
+    memory = _three_classes()
+    for number in (50, 1000, None):
+        everything = memory.recall(number)
+        assert everything.entries.data_ptr() == memory.rows.data_ptr()
+        assert torch.equal(everything.filled, memory.filled()) and everything.weight is None
+
+
+def test_a_draw_from_the_other_classes_keeps_what_each_entry_stands_for():
+    drawn = _three_classes().recall(10)
+    others = drawn.of_other_classes()
+    assert torch.equal(others.entries[1], drawn.entries.flatten(0, 1))
+    counts = (others.weight * others.filled).sum(1)
+    torch.testing.assert_close(counts, torch.tensor([50.0, 87.0, 37.0]))
 
 
 @pytest.mark.parametrize(

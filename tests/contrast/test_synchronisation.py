@@ -32,12 +32,14 @@ def _step(guide_name: str, axes: int, device: str) -> Tensor:
     for embedder in (FeatureEmbedder(head), CropEmbedder(encoder, head)):
         anchors = embedder(image, [features], confidence, windows)
         memory.enqueue(anchors, windows.valid)
-        negatives, mask = (x.clone() for x in memory.of_other_classes())
-        positives, filled = memory.entries().clone(), memory.filled()
-        valid = windows.valid & windows.positive
-        total = total + sampled_info_nce(
-            anchors, valid, positives, filled, negatives, mask, temperature=0.2
-        )
+        valid, filled = windows.valid & windows.positive, memory.filled()
+        for number in (None, 16):
+            positives = memory.recall(number)
+            negatives = positives.of_other_classes()
+            total = total + sampled_info_nce(
+                anchors, valid, positives.entries.clone(), filled[:, :number],
+                negatives.entries.clone(), negatives.filled, 0.2, negatives.weight, 6,
+            )  # fmt: skip
         total = total + closed_form_info_nce(
             anchors, valid, *memory.moments(), filled.any(1), 0.2, 4.0, 8.0
         )
