@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.split import EVERY_CASE_ITSELF
+from nnunetv2_plgcl.datasets.groups import EVERY_CASE_ITSELF
 
 GROUPS = "plgcl_groups.json"  # beside splits_final.json
 

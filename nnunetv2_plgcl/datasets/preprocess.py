@@ -15,11 +15,10 @@ from pathlib import Path
 
 from nnunetv2_plgcl.datasets.files import read_plans
 from nnunetv2_plgcl.datasets.integrity import require_whole
+from nnunetv2_plgcl.datasets.raw import companions, images_by_case, labelled_images
 from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
-    images_by_case,
-    labelled_images,
     preprocessed_cases,
     preprocessing_of,
     read_preprocessing,
@@ -109,7 +108,12 @@ def preprocess_unlabelled(
         shutil.rmtree(folder)  # made by other plans
     (folder / INCOMPLETE).mkdir(parents=True)
     write_preprocessing(folder, now)
-    waiting = {case: files for case, files in images.items() if not _is_done(folder, case, files)}
+    beside = companions(raw / UNLABELLED_IMAGES, dataset["file_ending"], images)
+    waiting = {
+        case: files
+        for case, files in images.items()
+        if not _is_done(folder, case, [*files, *beside.get(case, [])])
+    }
     try:
         _check_disk_space(waiting, labelled, folder, folder_labelled)
         job = Job(plans, configuration, dataset, folder)

@@ -10,94 +10,25 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
+
+from nnunetv2_plgcl.datasets.groups import group_cases, guess_group_pattern
 
 Amount = int | float | Sequence[str]
 """How much of a split's part: an int counts groups, a float below 1 is a fraction of the groups,
 a sequence of str names groups or cases (a case stands for its whole group)."""
-
-EVERY_CASE_ITSELF = r".+"
-_SEPARATOR = "_.-"  # between the parts of a case name
-
-
-def guess_group_pattern(cases: Sequence[str]) -> str:
-    r"""Guess from the case names which of them belong to one patient.
-
-    The shortest leading part of the names that ends at ``_``, ``-`` or ``.``, contains a digit
-    and occurs more than once is taken for the patient. Rather too many cases in a group than two
-    cases of a patient on different sides.
-
-    Returns:
-        A regular expression for ``group_cases``, e.g. ``patient\d+`` for ``patient001_frame01``;
-        ``EVERY_CASE_ITSELF`` if nothing in the names repeats like that.
-    """
-    words = [re.split(f"[{_SEPARATOR}]", case) for case in cases]
-    for length in range(1, max(map(len, words), default=1)):
-        pattern = _leading_part(cases, length)
-        if not all(re.match(pattern, case) for case in cases):
-            continue
-        groups = group_cases(cases, pattern)
-        if 1 < len(groups) < len(cases) and all(re.search(r"\d", group) for group in groups):
-            return pattern
-    return EVERY_CASE_ITSELF
-
-
-def _leading_part(cases: Sequence[str], length: int) -> str:
-    """Pattern of the first ``length`` words, in terms of the names' own letters if they agree."""
-    word = f"[^{_SEPARATOR}]+"
-    generic = f"[{_SEPARATOR}]".join([word] * length)
-    found = [re.match(generic, case) for case in cases]
-    shapes = {re.sub(r"\d+", lambda _: r"\d+", re.escape(m[0])) for m in found if m}
-    return shapes.pop() if len(shapes) == 1 else generic
-
-
-def group_cases(cases: Iterable[str], pattern: str) -> dict[str, list[str]]:
-    """Group cases by what ``pattern`` finds in their names.
-
-    Args:
-        cases: case identifiers, in any order.
-        pattern: regular expression, searched for in each name. The group is its first pair of
-            brackets, or all it matched if it has none.
-
-    Returns:
-        Sorted groups, each with its sorted cases.
-
-    Raises:
-        ValueError: not a regular expression; it finds nothing in a case (named); a case is
-            listed twice.
-    """
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
-    groups: dict[str, list[str]] = {}
-    ordered = sorted(cases)
-    for previous, case in zip([None, *ordered], ordered, strict=False):
-        if case == previous:
-            raise ValueError(f"Case {case} is listed twice.")
-        match = expression.search(case)
-        group = match and match[1 if expression.groups else 0]
-        if not group:
-            raise ValueError(f"The pattern '{pattern}' finds no group in case {case}.")
-        groups.setdefault(group, []).append(case)
-    return dict(sorted(groups.items()))
-
-
-def group_matching(names: Iterable[str], pattern: str) -> dict[str, list[str]]:
-    """``group_cases`` of those names in which the pattern finds something: images without a label
-    may be named otherwise."""
-    return group_cases([name for name in names if re.search(pattern, name)], pattern)
 
 
 def parse_amount(words: Sequence[str]) -> Amount:
     """Read an amount from the command line.
 
     One number with a decimal point is a fraction (``0.1``; ``1.0`` means all), one without is a
-    number of groups (``1`` means one); anything else is names of groups or cases.
+    number of groups (``1`` means one); anything else is names of groups or cases, also a number
+    that begins with a zero (``001``).
     """
-    if len(words) == 1 and re.fullmatch(r"\d+", words[0]):
+    if len(words) == 1 and re.fullmatch(r"0|[1-9]\d*", words[0]):
         return int(words[0])
     if len(words) == 1 and re.fullmatch(r"\d+\.\d*|\.\d+", words[0]):
         return float(words[0])
@@ -112,6 +43,7 @@ def make_split(
     group_by: str | None = None,
     folds: int = 1,
     seed: int = 0,
+    without_label: Collection[str] = (),
 ) -> list[dict[str, list[str]]]:
     """Split cases into labelled, unlabelled and validation parts, whole groups at a time.
 
@@ -128,6 +60,8 @@ def make_split(
         group_by: pattern for ``group_cases``; guessed if None.
         folds: number of folds.
         seed: not negative.
+        without_label: cases that are never drawn as labelled or for validation, but unlabelled in
+            each fold; those of its validation groups are in no part of it.
 
     Returns:
         One dict per fold with sorted case lists under "train" (labelled), "val", "unlabelled".
@@ -137,11 +71,17 @@ def make_split(
             (with the nearest known one); a group in two parts; more folds than different sets.
     """
     cases = list(cases)
-    groups = group_cases(cases, guess_group_pattern(cases) if group_by is None else group_by)
+    pattern = guess_group_pattern(cases) if group_by is None else group_by
+    group_of = {case: group for group, of in group_cases(cases, pattern).items() for case in of}
+    groups = group_cases(set(cases) - set(without_label), pattern)
     if folds < 1:
         raise ValueError(f"The number of folds must be at least 1, not {folds}.")
     if seed < 0:
         raise ValueError(f"The seed must not be negative, but is {seed}.")
+    for name in (*(() if isinstance(labelled, int | float) else labelled),
+                 *(() if isinstance(val, int | float) else val)):  # fmt: skip
+        if name in without_label:
+            raise ValueError(f"Case {name} has no label, so it cannot be labelled or validate.")
     # an empty list stands for "not given by name": find_groups never returns one
     named_labelled = [] if isinstance(labelled, int | float) else find_groups(labelled, groups)
     named_val = [] if isinstance(val, int | float) else find_groups(val, groups)
@@ -162,7 +102,7 @@ def make_split(
         val_sets = [named_val] * folds
     rest = [_without(groups, chosen) for chosen in val_sets]
     if isinstance(labelled, int | float):
-        size = _count(labelled, len(rest[0]), len(rest[0]), "labelled")
+        size = _count(labelled, len(rest[0]), len(rest[0]), "labelled", 0 if without_label else 1)
         if named_val:
             labelled_sets = _draw(rest[0], size, folds, rng)
         else:
@@ -173,15 +113,16 @@ def make_split(
     splits = []
     for chosen_val, chosen_labelled in zip(val_sets, labelled_sets, strict=True):
         unlabelled = _without(groups, [*chosen_val, *chosen_labelled])
-        if not unlabelled:
+        more = [case for case in without_label if group_of[case] not in chosen_val]
+        if not unlabelled and not more:
             raise ValueError(
                 f"Nothing is left unlabelled: {len(chosen_labelled)} labelled and "
                 f"{len(chosen_val)} validation groups are all {len(groups)} groups."
             )
         parts = {"train": chosen_labelled, "val": chosen_val, "unlabelled": unlabelled}
-        splits.append(
-            {part: sorted(c for g in chosen for c in groups[g]) for part, chosen in parts.items()}
-        )
+        fold = {part: [c for g in chosen for c in groups[g]] for part, chosen in parts.items()}
+        fold["unlabelled"] += more
+        splits.append({part: sorted(members) for part, members in fold.items()})
     return splits
 
 
@@ -206,8 +147,8 @@ def find_groups(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> li
     return sorted({known[name] for name in names})
 
 
-def _count(amount: int | float, total: int, available: int, part: str) -> int:
-    """Number of groups that the amount means."""
+def _count(amount: int | float, total: int, available: int, part: str, left: int = 1) -> int:
+    """Number of groups that the amount means, where some of the available ones must be left."""
     if isinstance(amount, float) and not 0 < amount < 1:
         raise ValueError(
             f"A fraction of {part} groups must lie between 0 and 1, both excluded, but is "
@@ -217,10 +158,10 @@ def _count(amount: int | float, total: int, available: int, part: str) -> int:
     if count < 1:
         of = f" ({amount} of {total} groups)" if isinstance(amount, float) else ""
         raise ValueError(f"At least one {part} group is needed, not {count}{of}.")
-    if count >= available:
+    if count > available - left:
         raise ValueError(
             f"{count} {part} groups are wanted, but of {available} groups to choose from at "
-            "least one must be left."
+            f"least {left} must be left."
         )
     return count
 
@@ -243,21 +184,6 @@ def _draw(groups: Sequence[str], size: int, sets: int, rng: np.random.Generator)
     return drawn[:sets]
 
 
-def describe_groups(groups: Mapping[str, Sequence[str]], pattern: str, guessed: bool) -> str:
-    """Say how the cases were grouped, with an example, so that a wrong guess is seen."""
-    count = sum(map(len, groups.values()))
-    how = f"by '{pattern}'"
-    if guessed:
-        how += ", guessed from the names (--group-by REGEX corrects it)"
-    if len(groups) == count:
-        return f"{count} cases, each its own group {how}"
-    group, members = max(groups.items(), key=lambda item: len(item[1]))
-    return (
-        f"{count} cases in {len(groups)} groups {how}\n"
-        f"  e.g. {group}: {', '.join(members[:4])}{', ...' if len(members) > 4 else ''}"
-    )
-
-
 def describe_fold(fold: Mapping[str, Sequence[str]], groups: Mapping[str, Sequence[str]]) -> str:
     """Count cases and groups of each part of a fold."""
     parts = {"labelled": "train", "unlabelled": "unlabelled", "validation": "val"}
@@ -267,6 +193,18 @@ def describe_fold(fold: Mapping[str, Sequence[str]], groups: Mapping[str, Sequen
         inside = len({group_of[case] for case in fold[key]})
         counts.append(f"{name} {len(fold[key])} cases of {inside} groups")
     return ", ".join(counts)
+
+
+def describe_numbers(
+    labelled: Sequence[str], val: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """One sentence for each number of groups that is the name of a case or group, too."""
+    known = {*groups, *(case for members in groups.values() for case in members)}
+    return [
+        f"{words[0]} is taken for a number of {part} groups, not for the name {words[0]}."
+        for part, words in (("labelled", labelled), ("validation", val))
+        if isinstance(parse_amount(words), int) and words[0] in known
+    ]
 
 
 def describe_pulled(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:

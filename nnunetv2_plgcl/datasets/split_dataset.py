@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2_plgcl.datasets.files import (
     dataset_name,
     nnunet_folder,
+    read_json,
     require_replaceable,
     split_file,
     training_cases,
     write_group_pattern,
     write_split,
 )
-from nnunetv2_plgcl.datasets.split import (
-    describe_fold,
+from nnunetv2_plgcl.datasets.groups import (
     describe_groups,
-    describe_pulled,
     group_cases,
     group_matching,
     guess_group_pattern,
+)
+from nnunetv2_plgcl.datasets.raw import cases_without_label, is_hidden
+from nnunetv2_plgcl.datasets.split import (
+    describe_fold,
+    describe_numbers,
+    describe_pulled,
     make_split,
     parse_amount,
 )
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
-from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
 
 COMMAND = "nnUNetv2_plgcl_split"
 
@@ -66,11 +71,17 @@ def split_dataset(
     pattern = group_by or guess_group_pattern(cases)
     groups = group_cases(cases, pattern)
     print(f"{name}: {describe_groups(groups, pattern, guessed=not group_by)}")
+    without_label = cases_without_label(raw, read_json(raw / "dataset.json"), cases)
     splits = make_split(
-        cases, parse_amount(labelled), parse_amount(val), group_by=pattern, folds=folds, seed=seed
-    )
+        cases, parse_amount(labelled), parse_amount(val), group_by=pattern, folds=folds, seed=seed,
+        without_label=without_label,
+    )  # fmt: skip
+    for sentence in describe_numbers(labelled, val, groups):
+        print(sentence)
     for sentence in describe_pulled([*labelled, *val], groups):
         print(sentence)
+    if without_label:
+        _say_what_becomes_of(without_label, splits[0], strict)
     for number, fold in enumerate(splits):
         print(f"fold {number}: {describe_fold(fold, groups)}")
     _warn_of_patients_in_images_un(raw, pattern, [case for fold in splits for case in fold["val"]])
@@ -113,9 +124,33 @@ def undo_strict(dataset: str) -> None:
     print(f"Next: nnUNetv2_plan_and_preprocess -d {dataset} -c 2d")
 
 
+def _say_what_becomes_of(
+    without_label: Sequence[str], fold: Mapping[str, Sequence[str]], strict: bool
+) -> None:
+    """
+    Raises:
+        ValueError: ``--strict`` would leave an image without a label in imagesTr.
+    """
+    left_out = sorted(set(without_label) - set(fold["unlabelled"]))
+    if strict and left_out:
+        raise ValueError(
+            f"{some(left_out)}: no label, but their patients are in validation, so they can be "
+            f"neither labelled nor unlabelled, and nnU-Net cannot plan with them. Move them out "
+            f"of imagesTr, or name other patients with --val."
+        )
+    if left_out:
+        print(f"{some(left_out)}: no label and of validation patients, so in no part of fold 0.")
+    if not strict:
+        print(
+            f"Warning: {some(without_label)} of imagesTr without a label: unlabelled, but nnU-Net "
+            f"cannot plan a dataset with them. --strict moves them to {UNLABELLED_IMAGES}."
+        )
+
+
 def _warn_of_patients_in_images_un(raw: Path, pattern: str, validation: Sequence[str]) -> None:
     folder = raw / UNLABELLED_IMAGES
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    names = [name for name in names if not is_hidden(name)]
     both = sorted(set(group_matching(names, pattern)) & set(group_cases(validation, pattern)))
     if both:
         print(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_plgcl.datasets.files import dataset_number, read_json, read_split, write_json
-from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, labelled_images, some
+from nnunetv2_plgcl.datasets.raw import companions, labelled_images
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
 
 JOURNAL = "plgcl_strict.json"
 HIDDEN_LABELS = "labelsUn"
@@ -43,7 +44,7 @@ def hide_labels(raw: Path, preprocessed: Path, cases: Sequence[str]) -> None:
         OSError: a file cannot be moved; those that were are back in their place.
     """
     dataset, moves = _planned(raw, cases)
-    journal = {"cases": sorted(cases), "numTraining": dataset["numTraining"]}
+    journal = {"cases": sorted(cases), "numTraining": dataset.get("numTraining")}
     relative = [[str(a.relative_to(raw)), str(b.relative_to(raw))] for a, b in moves]
     write_json(raw / JOURNAL, {**journal, "moves": relative})
     try:
@@ -83,7 +84,10 @@ def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
             raise ValueError(f"{source} and {target} are both there: move one away.")
     _move_back(raw, moves)
     dataset = read_json(raw / "dataset.json")
-    write_json(raw / "dataset.json", {**dataset, "numTraining": journal["numTraining"]})
+    dataset["numTraining"] = journal["numTraining"]
+    if dataset["numTraining"] is None:  # nnU-Net does not need it
+        del dataset["numTraining"]
+    write_json(raw / "dataset.json", dataset)
     cases: list[str] = journal["cases"]
     splits_file = preprocessed / "splits_final.json"
     splits = read_split(splits_file)
@@ -153,11 +157,17 @@ def _planned(raw: Path, cases: Sequence[str]) -> tuple[dict, list[tuple[Path, Pa
 
 
 def _moves(raw: Path, dataset: dict, cases: Sequence[str]) -> Iterator[tuple[Path, Path]]:
+    ending = dataset["file_ending"]
     images = labelled_images(raw, dataset)
+    beside_images, beside_labels = (
+        companions(raw / part, ending, cases) for part in ("imagesTr", "labelsTr")
+    )
     for case in cases:
         # the label first: without it nnU-Net refuses the case, with it alone it would not
-        label = raw / "labelsTr" / f"{case}{dataset['file_ending']}"
+        label = raw / "labelsTr" / f"{case}{ending}"
         if label.is_file():
             yield label, raw / HIDDEN_LABELS / label.name
-        for image in images[case]:
-            yield image, raw / UNLABELLED_IMAGES / image.name
+        for file in beside_labels.get(case, []):
+            yield file, raw / HIDDEN_LABELS / file.name
+        for file in (*images[case], *beside_images.get(case, [])):
+            yield file, raw / UNLABELLED_IMAGES / file.name

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,73 +32,6 @@ OF_CONFIGURATION = (
     "resampling_fn_data",
     "resampling_fn_data_kwargs",
 )
-
-
-def labelled_images(raw: Path, dataset: Mapping[str, Any]) -> dict[str, list[Path]]:
-    """Image files of each training case of a raw dataset, as nnU-Net finds them.
-
-    Args:
-        raw: folder of the dataset.
-        dataset: content of dataset.json.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if "dataset" in dataset:  # then the files may lie anywhere
-        from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-        named = get_filenames_of_train_images_and_targets(str(raw), dict(dataset))
-        return {case: [Path(file) for file in files["images"]] for case, files in named.items()}
-    return images_by_case(raw / "imagesTr", dataset["file_ending"], ignore_others=True)
-
-
-def images_by_case(
-    folder: Path,
-    file_ending: str,
-    files_per_case: int | None = None,
-    ignore_others: bool = False,
-) -> dict[str, list[Path]]:
-    """Image files of each case, in the order of their channels.
-
-    Args:
-        folder: with files ``CASE_0000.ending``, ``CASE_0001.ending``, ...
-        file_ending: as in dataset.json.
-        files_per_case: that every case must have; None for those of the first case. (One file may
-            hold several channels, as a colour photograph does.)
-        ignore_others: pass over files of other endings, as nnU-Net does.
-
-    Raises:
-        ValueError: no folder, no image, a file that is not named so, a case with other channels
-            than the others.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}.")
-    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
-    found: dict[str, dict[int, Path]] = {}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        other = ignore_others and not entry.name.endswith(file_ending)
-        if other or entry.name.startswith(".") or not entry.is_file():
-            continue
-        match = pattern.fullmatch(entry.name)
-        if match is None:
-            raise ValueError(
-                f"{entry.path} is not named as nnU-Net wants it: CASE_0000{file_ending}, with the "
-                f"number of the channel."
-            )
-        found.setdefault(match[1], {})[int(match[2])] = Path(entry.path)
-    if not found:
-        raise ValueError(f"{folder} holds no image.")
-    number = files_per_case or len(next(iter(found.values())))
-    for case, files in found.items():
-        if sorted(files) != list(range(number)):
-            has, wanted = (
-                ", ".join(f"{channel:04d}" for channel in channels)
-                for channels in (sorted(files), range(number))
-            )
-            raise ValueError(
-                f"{folder / case} has channel {has}, but the other cases have {wanted}."
-            )
-    return {case: [files[channel] for channel in range(number)] for case, files in found.items()}
 
 
 def unlabelled_folder(preprocessed_dataset: Path, data_identifier: str) -> Path:

@@ -23,13 +23,8 @@ from nnunetv2_plgcl.datasets.files import (
     read_split,
     split_file,
 )
-from nnunetv2_plgcl.datasets.unlabelled import (
-    images_by_case,
-    labelled_images,
-    preprocessed_cases,
-    some,
-    unlabelled_folder,
-)
+from nnunetv2_plgcl.datasets.raw import images_by_case, labelled_images
+from nnunetv2_plgcl.datasets.unlabelled import preprocessed_cases, some, unlabelled_folder
 from nnunetv2_plgcl.evaluation import comparison as library
 from nnunetv2_plgcl.evaluation import launch, tables, tsne
 from nnunetv2_plgcl.evaluation.comparison import METRICS, Comparison

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from nnunetv2_plgcl.datasets.files import nnunet_folder, read_json, states_of, write_json
-from nnunetv2_plgcl.datasets.unlabelled import images_by_case
+from nnunetv2_plgcl.datasets.raw import images_by_case
 from nnunetv2_plgcl.evaluation.runs import FINAL, LABELLED, PEAK_MEMORY, RECORD, Run, read_record
 from nnunetv2_plgcl.settings import PLANS_KEY
 from nnunetv2_plgcl.workers import run_logged

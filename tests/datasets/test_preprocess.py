@@ -18,7 +18,8 @@ from training import command_environment, make_trainer, nnunet_command, tiny
 from nnunetv2_plgcl import commands
 from nnunetv2_plgcl.datasets import preprocess as library
 from nnunetv2_plgcl.datasets.preprocess import preprocess_unlabelled
-from nnunetv2_plgcl.datasets.unlabelled import images_by_case, preprocessed_cases
+from nnunetv2_plgcl.datasets.raw import images_by_case
+from nnunetv2_plgcl.datasets.unlabelled import preprocessed_cases
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from nnunetv2_plgcl import commands
 from nnunetv2_plgcl.datasets.files import write_split
-from nnunetv2_plgcl.datasets.split import group_cases, guess_group_pattern, make_split, parse_amount
+from nnunetv2_plgcl.datasets.groups import describe_groups, group_cases, guess_group_pattern
+from nnunetv2_plgcl.datasets.split import describe_numbers, make_split, parse_amount
 
 PARTS = {"train", "val", "unlabelled"}
 
@@ -58,11 +59,33 @@ def failure(*argv: object) -> str:
         (["case_00000", "case_00001", "case_00002"], 2, "case_00002", 3),
         (["train_1", "train_2", "test_1"], 0, "train_1", 3),
         (["only"], 0, "only", 1),
+        (["P1_T1", "P1_T2", "P2_T1", "control_1", "control_2"], 1, "P1", 4),
+        (["P1_T1", "P1_T2", "P2_T1", "control_1", "control_2"], 4, "control_2", 4),
+        (["A0S9V9_ED", "A0S9V9_ES", "B1D0Q7_ED", "phantom"], 1, "A0S9V9", 3),
+        (["heart_1_a", "heart_1_b", "heart_2_a", "v2_1", "v2_2", "v3_1"], 1, "heart_1", 4),
+        (["P1_T1", "P1_T2", "P2_T1", "control_1", "un_P2_T2"], 4, "P2", 3),
+        (
+            ["1.3.6.1.4.1.9328.50.4.0001", "1.3.6.1.4.1.9328.50.4.0002", "1.2.840.113619.2.5"],
+            0,
+            "1.3.6.1.4.1.9328.50.4.0001",
+            3,
+        ),
+        (["1.2.840.1.1.7_0", "1.2.840.1.1.7_1", "1.2.840.1.1.8_0"], 1, "1.2.840.1.1.7", 2),
+        (["case 1", "case 2", "case 3"], 1, "case 2", 3),
+        (["patient 1 scan 1", "patient 1 scan 2", "patient 2 scan 1"], 1, "patient 1", 2),
     ],
 )
 def test_patients_are_guessed_from_names_as_datasets_have_them(names, example, group, number):
     groups = group_cases(names, guess_group_pattern(names))
     assert names[example] in groups[group] and len(groups) == number
+
+
+def test_names_that_do_not_fit_are_said():
+    names = [f"P{p}_T{t}" for p in range(6) for t in range(2)] + ["control_1", "control_2"]
+    pattern = guess_group_pattern(names)
+    said = describe_groups(group_cases(names, pattern), pattern, guessed=True)
+    assert r"14 cases in 8 groups by 'P\d+', guessed" in said
+    assert "left alone, each its own group: control_1, control_2" in said
 
 
 def test_real_names_group_by_patient(acdc_cases):
@@ -120,6 +143,44 @@ def test_parts_cover_all_cases_and_share_no_patient(
     assert make_split(shuffled, labelled, val, **options) == split
 
 
+def test_a_number_that_is_a_name_too_is_said():
+    groups = group_cases([str(n) for n in range(1, 9)], ".+")
+    assert describe_numbers(["3"], ["0.2"], groups) == [
+        "3 is taken for a number of labelled groups, not for the name 3."
+    ]
+    assert describe_numbers(["3", "4"], ["9"], groups) == []
+
+
+@given(
+    number=st.integers(3, 9), labelled=st.integers(1, 9), val=st.integers(1, 9),
+    folds=st.integers(1, 3), data=st.data(),
+)  # fmt: skip
+def test_cases_without_a_label_are_unlabelled_or_left_out(number, labelled, val, folds, data):
+    cases = patients(number)
+    without = data.draw(st.lists(st.sampled_from(cases), unique=True, max_size=len(cases) - 1))
+    try:
+        split = make_split(
+            cases, labelled, val, folds=folds, group_by=r"patient\d+", without_label=without
+        )
+    except ValueError:
+        return
+    for fold in split:
+        assert not {*fold["train"], *fold["val"]} & set(without)
+        left_out = set(cases) - {case for part in fold.values() for case in part}
+        assert left_out == {c for c in without if patients_of([c]) <= patients_of(fold["val"])}
+        assert not patients_of(fold["val"]) & patients_of([*fold["train"], *fold["unlabelled"]])
+        assert all(fold.values()) and all(sorted(part) == part for part in fold.values())
+
+
+def test_all_labelled_patients_may_be_used_where_images_without_a_label_are_left():
+    """Five cases with a label and seven without one in imagesTr."""
+    cases = [f"case_{i:03d}" for i in range(12)]
+    (fold,) = make_split(cases, 3, 2, without_label=cases[5:])
+    assert sorted([*fold["train"], *fold["val"]]) == cases[:5] and fold["unlabelled"] == cases[5:]
+    with pytest.raises(ValueError, match="case_007 has no label"):
+        make_split(cases, ["case_007"], 2, without_label=cases[5:])
+
+
 def test_another_seed_gives_another_split():
     assert make_split(patients(20), 3) != make_split(patients(20), 3, seed=1)
 
@@ -148,8 +209,9 @@ def test_fewer_labelled_patients_are_part_of_more(more, seed):
 
 
 @pytest.mark.parametrize(
-    ("word", "amount"), [("1", 1), ("1.0", 1.0), (".5", 0.5), ("p1", ["p1"]), ("1e3", ["1e3"])]
-)
+    ("word", "amount"), [("1", 1), ("1.0", 1.0), (".5", 0.5), ("p1", ["p1"]), ("1e3", ["1e3"]),
+     ("001", ["001"]), ("0", 0)],
+)  # fmt: skip
 def test_decimal_point_tells_a_fraction_from_a_number(word, amount):
     parsed = parse_amount([word])
     assert parsed == amount and type(parsed) is type(amount)
@@ -161,7 +223,10 @@ def test_decimal_point_tells_a_fraction_from_a_number(word, amount):
         ({"labelled": 1.0}, "between 0 and 1"),
         ({"labelled": 0}, "At least one labelled group"),
         ({"labelled": 0.01}, r"At least one labelled group is needed, not 0 \(0.01 of 8 groups\)"),
-        ({"labelled": 8}, "8 labelled groups are wanted, but of 8"),
+        (
+            {"labelled": 8},
+            "8 labelled groups are wanted, but of 8",
+        ),
         ({"labelled": 1, "val": 0}, "At least one validation group"),
         ({"labelled": 1, "val": 10}, "10 validation groups are wanted"),
         ({"labelled": 1, "val": 9}, "1 labelled groups are wanted, but of 1 "),

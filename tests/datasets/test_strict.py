@@ -107,6 +107,44 @@ def test_a_strict_dataset_trains_once_it_is_planned_again(prepared, raw, in_this
     assert not (prepared.preprocessed / f"nnUNetPlans_{TINY}_unlabelled").exists()
 
 
+def test_files_that_belong_to_a_case_move_with_it(tmp_path):
+    """nnU-Net keeps the spacing of a 3D TIFF in CASE.json, beside the image and the label."""
+    kept, hidden = {"a", "a.b"}, {"1.2.3", "c_1"}
+    for folder, ending in (("imagesTr", "_0000.tif"), ("labelsTr", ".tif")):
+        (tmp_path / folder).mkdir()
+        for case in kept | hidden:
+            (tmp_path / folder / f"{case}{ending}").touch()
+            (tmp_path / folder / f"{case}.json").touch()
+    (tmp_path / "imagesTr" / "c_1_0000.nfo").touch()
+    (tmp_path / "imagesTr" / "readme.txt").touch()
+    (tmp_path / "dataset.json").write_text('{"file_ending": ".tif"}')
+    before = tree(tmp_path)
+    strict.hide_labels(tmp_path, tmp_path / "preprocessed", sorted(hidden))
+    of_cases = {f"{case}{end}" for case in hidden for end in ("_0000.tif", ".json")}
+    assert {f.name for f in (tmp_path / "imagesUn").iterdir()} == {*of_cases, "c_1_0000.nfo"}
+    assert {f.name for f in (tmp_path / "labelsUn").iterdir()} == {
+        f"{case}{end}" for case in hidden for end in (".tif", ".json")
+    }
+    assert len(list((tmp_path / "imagesTr").iterdir())) == 5
+    strict.restore_labels(tmp_path, tmp_path / "preprocessed")
+    after = tree(tmp_path)
+    assert json.loads(after.pop("dataset.json")) == json.loads(before.pop("dataset.json"))
+    assert after == before
+
+
+def test_images_without_a_label_are_out_of_the_way(prepared, raw, capsys):
+    """nnU-Net cannot plan with an image that has no label: --strict is the way out."""
+    cases = sorted(names(raw / "labelsTr"))
+    for case in cases[6:]:
+        (raw / "labelsTr" / f"{case}.nii.gz").unlink()
+    ours = ("--labelled", "4", "--val", "2", "--group-by", ".+")
+    split(*ours)
+    assert "imagesTr without a label: unlabelled, but nnU-Net cannot" in capsys.readouterr().out
+    split(*ours, "--strict", "--force")
+    assert names(raw / "imagesTr") == names(raw / "labelsTr") == set(cases[:6])
+    assert names(raw / "imagesUn") == set(cases[6:]) and not (raw / "labelsUn").exists()
+
+
 def test_a_target_that_cannot_be_written_leaves_everything_as_it_was(prepared, raw, monkeypatch):
     def rename(source, target):
         if len(list((raw / "imagesUn").glob("*"))) == 2:

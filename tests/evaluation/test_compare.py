@@ -16,7 +16,7 @@ from conftest import TINY, Prepared, add_island
 from training import EXT_TRAINERS, command_environment, nnunet_command
 
 from nnunetv2_plgcl import commands
-from nnunetv2_plgcl.datasets.unlabelled import images_by_case
+from nnunetv2_plgcl.datasets.raw import images_by_case
 from nnunetv2_plgcl.evaluation import launch, runs
 
 STOCK, OURS = "nnUNetTrainer_tiny", "nnUNetTrainerPLGCL_tiny"

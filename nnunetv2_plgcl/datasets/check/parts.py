@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from nnunetv2_plgcl.datasets.check.finding import PARTS, Finding, Part, first
-from nnunetv2_plgcl.datasets.split import (
+from nnunetv2_plgcl.datasets.groups import (
     EVERY_CASE_ITSELF,
     group_cases,
     group_matching,

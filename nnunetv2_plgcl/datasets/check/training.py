@@ -12,12 +12,11 @@ from nnunetv2_plgcl.datasets.check.finding import PARTS, Finding, Part
 from nnunetv2_plgcl.datasets.check.images import check_images
 from nnunetv2_plgcl.datasets.check.parts import check_parts
 from nnunetv2_plgcl.datasets.files import dataset_number, read_group_pattern, read_split
+from nnunetv2_plgcl.datasets.raw import images_by_case, labelled_images
 from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.summary import CACHE, summaries
 from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
-    images_by_case,
-    labelled_images,
     preprocessed_cases,
     require_current,
     some,
