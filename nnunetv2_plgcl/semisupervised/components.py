@@ -1,0 +1,143 @@
+"""Connected components of pseudo-labels: what is not the largest, or not sure, is removed.
+
+Components are those of nnU-Net's postprocessing: voxels that touch by a face, an edge or a corner.
+They are found on the CPU, so patches on a GPU make one way there and back, and the GPU is waited
+for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from acvl_utils.morphology.morphology_helper import (
+    label_with_component_sizes,
+    remove_all_but_largest_component,
+)
+from nnunetv2.evaluation.evaluate_predictions import region_or_label_to_mask
+from torch import Tensor
+
+from nnunetv2_plgcl.semisupervised.targets import ignore_where
+
+# From a mask and the confidence in it, both (*spatial), the part of the mask that stays.
+Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def largest(mask: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """The largest component, or several if none is larger. Source: nnU-Net's postprocessing; for
+    pseudo-labels BCP (Bai et al., 2023)."""
+    kept: np.ndarray = remove_all_but_largest_component(mask)
+    return kept
+
+
+def confident(threshold: float) -> Rule:
+    """A rule: components of a mean confidence of at least ``threshold``. Source: ours. A false
+    island is seldom as sure as a true structure, even where some of its voxels are."""
+
+    def rule(mask: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+        labelled, sizes = label_with_component_sizes(mask)
+        total = np.bincount(labelled.ravel(), confidence.ravel().astype(np.float64))
+        kept = np.array([False, *(total[i] >= threshold * n for i, n in sizes.items())])
+        return kept[labelled]
+
+    return rule
+
+
+def filter_patches(
+    target: Tensor,
+    probabilities: Tensor,
+    rule: Rule,
+    exclusive: bool,
+    whole_foreground: bool = False,
+    ignore: bool = False,
+) -> Tensor:
+    """Remove components from the pseudo-labels of patches, each patch by itself.
+
+    Args:
+        target: as ``targets.hard_target`` gives it, (B, C, *spatial); ignored voxels belong to no
+            component.
+        probabilities: (B, K, *spatial) that the target came from.
+        rule: ``largest`` or ``confident(threshold)``.
+        exclusive: classes exclude one another; otherwise regions.
+        whole_foreground: components of all classes or regions together, otherwise of each. The
+            confidence is then that of the voxel being foreground.
+        ignore: removed voxels are ignored, in all regions; otherwise they become background, in
+            the region that they are removed from.
+
+    Returns:
+        as ``target``.
+    """
+    num_classes = probabilities.shape[1]
+    if exclusive:
+        classes = torch.arange(1, num_classes, device=target.device)
+        masks = target == classes.view(-1, *[1] * (target.ndim - 2))
+    else:
+        masks = target[:, :num_classes]
+    if whole_foreground:
+        masks = masks.any(1, True)
+    of_masks = probabilities.cpu().numpy()
+    removed_of_each = [
+        np.stack(list(_removed(patch, _confidences(p, exclusive, whole_foreground), rule)))
+        for patch, p in zip(masks.cpu().numpy(), of_masks, strict=True)
+    ]
+    if not removed_of_each:
+        return target
+    removed = torch.from_numpy(np.stack(removed_of_each)).to(target.device)
+    if ignore:
+        return ignore_where(target, removed.any(1, True), num_classes, exclusive)
+    if exclusive:
+        return target.masked_fill(removed.any(1, True), 0)
+    regions, ignored = target[:, :num_classes], target[:, num_classes:]
+    return torch.cat((regions & ~removed, ignored), 1)
+
+
+def filter_volume(
+    segmentation: np.ndarray,
+    probabilities: np.ndarray,
+    rule: Rule,
+    labels_or_regions: Sequence[int | tuple[int, ...]],
+    whole_foreground: bool = False,
+    replacement: int = 0,
+) -> np.ndarray:
+    """Remove components from the segmentation of a whole volume, as nnU-Net's postprocessing does.
+
+    Args:
+        segmentation: label map (*spatial), integers.
+        probabilities: (K, *spatial): of background and each label, or of each region.
+        rule: ``largest`` or ``confident(threshold)``.
+        labels_or_regions: nnU-Net's ``foreground_labels`` or ``foreground_regions``, in this
+            order one after the other, each on what the one before has left.
+        whole_foreground: components of all of them together, otherwise of each.
+        replacement: label of removed voxels: background, or the ignore label.
+
+    Returns:
+        (*spatial), a copy.
+    """
+    exclusive = len(probabilities) > len(labels_or_regions)
+    confidences = _confidences(probabilities, exclusive, whole_foreground)
+    result = segmentation.copy()
+
+    def masks() -> Iterator[np.ndarray]:
+        of_each = (region_or_label_to_mask(result, which) for which in labels_or_regions)
+        return iter([np.any(list(of_each), axis=0)]) if whole_foreground else of_each
+
+    for removed in _removed(masks(), confidences, rule):
+        result[removed] = replacement
+    return result
+
+
+def _confidences(
+    probabilities: np.ndarray, exclusive: bool, whole_foreground: bool
+) -> Iterable[np.ndarray]:
+    """For each mask how probable it is, (*spatial)."""
+    if not whole_foreground:
+        return probabilities[1:] if exclusive else probabilities
+    return [1 - probabilities[0] if exclusive else probabilities.max(0)]
+
+
+def _removed(
+    masks: Iterable[np.ndarray], confidences: Iterable[np.ndarray], rule: Rule
+) -> Iterator[np.ndarray]:
+    for mask, confidence in zip(masks, confidences, strict=True):
+        yield mask & ~rule(mask, confidence)
