@@ -89,7 +89,7 @@ def test_every_registered_ablation_is_tested_and_documented():
     prefix = "nnUNetTrainerPLGCL_"
     found = {n.removeprefix(prefix) for n in trainer_classes() if n.startswith(prefix)}
     assert found - {"5epochs"} == set(ABLATIONS)
-    documented = (Path(__file__).parents[1] / "docs" / "method.md").read_text()
+    documented = (Path(__file__).parents[1] / "docs" / "plgcl.md").read_text()
     for name in ABLATIONS:
         assert f"`{prefix}{name}`" in documented
         assert len(inspect.getsource(trainer_class(name)).splitlines()) <= 5

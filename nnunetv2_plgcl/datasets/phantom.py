@@ -1,8 +1,11 @@
 """A phantom of short-axis cardiac images, for demonstrations and tests without data.
 
-Patients differ in place, size, shape and contrast. Blood pools and distractors share intensities,
-as do myocardium and surroundings, so a class is told by its place among the others. Source: ours;
-it resembles ACDC in its classes and artefacts and claims nothing about real hearts.
+Patients differ as real ones do: in the place, size and shape of the heart, in what is wrong with
+it, and in the scan (contrast, sharpness, noise, inhomogeneity of the coil, surroundings), so that a
+few labelled patients do not show what the others look like. Blood pools and distractors share
+intensities, as do myocardium and surroundings, so a class is told by its place among the others.
+Source: ours; it resembles ACDC in its classes, groups of patients and artefacts, and claims nothing
+about real hearts.
 """
 
 from __future__ import annotations
@@ -19,6 +22,28 @@ SPACING = (8.0, 1.5, 1.5)  # mm, in the order of SHAPE
 CLASSES = {1: "RV", 2: "myocardium", 3: "LV"}
 FRAMES = ("frame01", "frame02")  # relaxed, contracted
 
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What patients with one diagnosis have in common. Lengths in pixels."""
+
+    cavity: Range  # radius of the left ventricle
+    wall: Range  # thickness of the myocardium
+    rv_size: Range  # of the right ventricle, as a multiple of the left one's outer radius
+    contraction: Range  # radius of the cavity in the second frame, as a share of that in the first
+    thinning: Range = (0.0, 0.0)  # share of the wall that is lost in its thinnest place
+
+
+GROUPS = {  # as in ACDC
+    "healthy": Group((7.5, 10.5), (3.5, 5.0), (0.85, 1.05), (0.55, 0.7)),
+    "dilated": Group((11.0, 14.0), (3.0, 4.0), (0.75, 1.0), (0.75, 0.85)),
+    "hypertrophic": Group((6.0, 8.0), (6.0, 8.0), (0.7, 0.9), (0.5, 0.6)),
+    "infarcted": Group((9.0, 12.0), (4.0, 5.5), (0.8, 1.05), (0.7, 0.8), (0.3, 0.55)),
+    "right ventricle": Group((7.0, 9.0), (3.5, 5.0), (1.15, 1.4), (0.6, 0.75)),
+}
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -34,27 +59,64 @@ class Anatomy:
     rv_angle: float  # direction in which the right ventricle lies
     rv_size: float  # as a multiple of the left ventricle's outer radius
     contraction: float  # of the cavity in the second frame
+    scar: tuple[float, float]  # share of the wall that is lost there, and its direction
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one patient's images look like. Intensities are those of blood, about 1."""
+
+    muscle: float  # mean of the myocardium
+    right: float  # mean of the right ventricle
+    surroundings: float  # mean around the heart
+    variety: float  # of the surroundings
+    distractors: int  # vessels and bowel loops
+    texture: float  # of tissue inside the heart
+    blur: float  # of the pixels, sigma in pixels
+    bias: float  # inhomogeneity of the coil, in powers of e
+    gamma: float  # of the intensities, 1 for linear
+    noise: float  # sigma
 
 
 def random_anatomy(rng: np.random.Generator) -> Anatomy:
     """Draw a patient."""
+    group = list(GROUPS.values())[rng.integers(len(GROUPS))]
     return Anatomy(
-        centre=(rng.uniform(38, 58), rng.uniform(40, 60)),
+        centre=(rng.uniform(38, 58), rng.uniform(42, 60)),
         drift=(rng.normal(0, 0.5), rng.normal(0, 0.5)),
-        cavity=rng.uniform(7, 13),
-        wall=rng.uniform(3.5, 6.5),
+        cavity=rng.uniform(*group.cavity),
+        wall=rng.uniform(*group.wall),
         ellipticity=rng.uniform(1.0, 1.35),
         rotation=rng.uniform(0, np.pi),
         lobes=tuple((rng.uniform(0, 0.07), rng.uniform(0, 2 * np.pi)) for _ in range(3)),
         rv_angle=np.pi + rng.normal(0, 0.5),
-        rv_size=rng.uniform(0.8, 1.2),
-        contraction=rng.uniform(0.55, 0.8),
+        rv_size=rng.uniform(*group.rv_size),
+        contraction=rng.uniform(*group.contraction),
+        scar=(rng.uniform(*group.thinning), rng.uniform(0, 2 * np.pi)),
+    )
+
+
+def random_scan(rng: np.random.Generator) -> Scan:
+    """Draw what a patient's images look like."""
+    muscle = rng.uniform(0.35, 0.65)
+    return Scan(
+        muscle=muscle,
+        right=rng.uniform(0.85, 1.05),
+        surroundings=muscle + rng.uniform(-0.25, 0.2),
+        variety=rng.uniform(0.3, 0.7),
+        distractors=int(rng.integers(5, 14)),
+        texture=rng.uniform(0.05, 0.2),
+        blur=rng.uniform(0.6, 1.3),
+        bias=rng.uniform(0.3, 1.2),
+        gamma=float(np.exp(rng.uniform(-0.4, 0.4))),
+        noise=rng.uniform(0.04, 0.14),
     )
 
 
 def label_volume(anatomy: Anatomy, contracted: bool) -> np.ndarray:
     """The patient's reference segmentation, uint8 of shape ``SHAPE`` with ``CLASSES``."""
     label = np.zeros(SHAPE, np.uint8)
+    loss, direction = anatomy.scar
     for z, height in enumerate(np.linspace(-1, 1, SHAPE[0])):
         taper = np.sqrt(1 - 0.75 * ((height + 1) / 2) ** 2)  # base to apex
         outer = (anatomy.cavity + anatomy.wall) * taper
@@ -65,15 +127,17 @@ def label_volume(anatomy: Anatomy, contracted: bool) -> np.ndarray:
         )
         rv_radius = anatomy.rv_size * outer * (0.85 if contracted else 1.0)
         if height < 0.8:  # the right ventricle ends above the apex
-            label[z][_ellipse(anatomy, rv_centre) < rv_radius] = 1
-        distance = _ellipse(anatomy, centre)
+            label[z][_ellipse(anatomy, rv_centre)[0] < rv_radius] = 1
+        distance, angle = _ellipse(anatomy, centre)
+        thinned = loss * np.clip(np.cos(angle - direction), 0, None) ** 2
         label[z][distance < outer] = 2
-        label[z][distance < cavity] = 3
+        label[z][distance < cavity + thinned * (outer - cavity)] = 3
     return label
 
 
-def _ellipse(anatomy: Anatomy, centre: np.ndarray) -> np.ndarray:
-    """Distance (rows, columns) from a centre, measured so that the outline is a level set."""
+def _ellipse(anatomy: Anatomy, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance (rows, columns) from a centre, measured so that the outline is a level set, and
+    direction, in radians from the long axis."""
     y, x = np.ogrid[: SHAPE[1], : SHAPE[2]]
     dy, dx = y - centre[0], x - centre[1]
     cos, sin = np.cos(anatomy.rotation), np.sin(anatomy.rotation)
@@ -83,26 +147,25 @@ def _ellipse(anatomy: Anatomy, centre: np.ndarray) -> np.ndarray:
     wobble = sum(
         size * np.cos(order * angle + phase) for order, (size, phase) in enumerate(anatomy.lobes, 2)
     )
-    return np.hypot(u, v) / (1 + wobble)
+    return np.hypot(u, v) / (1 + wobble), angle
 
 
-def image_volume(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def image_volume(label: np.ndarray, scan: Scan, rng: np.random.Generator) -> np.ndarray:
     """Image of a reference segmentation, float32 of the same shape, in arbitrary units.
 
-    Tissue means differ between volumes; partial volume, distractors, a bias field and Rician
-    noise (the magnitude of a complex signal with Gaussian noise) are added.
+    Partial volume, distractors, a bias field and Rician noise (the magnitude of a complex signal
+    with Gaussian noise) are added.
     """
-    blood, muscle = rng.uniform(0.7, 0.95), rng.uniform(0.3, 0.5)
-    surroundings = muscle + 0.5 * _smooth_noise(rng, (0.7, 7, 7)) - rng.uniform(0.0, 0.1)
-    tissue = np.clip(surroundings, 0.05, 0.9)
-    for _ in range(rng.integers(7, 12)):
-        _add_distractor(tissue, blood, muscle, rng)
-    means = np.array([0.0, blood * rng.uniform(0.85, 1.05), muscle, blood])
-    tissue = np.where(label > 0, means[label] + 0.12 * _smooth_noise(rng, (0.5, 3, 3)), tissue)
-    blurred = gaussian_filter(tissue, (0.4, 0.9, 0.9))
-    signal = blurred * np.exp(0.7 * _smooth_noise(rng, (6, 30, 30)))
-    sigma = rng.uniform(0.06, 0.11)
-    noise = rng.normal(0, sigma, (2, *label.shape))
+    tissue = scan.surroundings + scan.variety * _smooth_noise(rng, (0.7, 7, 7))
+    tissue = np.clip(tissue, 0.05, 1.2)
+    for _ in range(scan.distractors):
+        _add_distractor(tissue, scan.muscle, rng)
+    means = np.array([0.0, scan.right, scan.muscle, 1.0])
+    heart = means[label] + scan.texture * _smooth_noise(rng, (0.5, 3, 3))
+    tissue = np.where(label > 0, heart, tissue)
+    blurred = gaussian_filter(tissue, (0.4, scan.blur, scan.blur)).clip(0)
+    signal = blurred**scan.gamma * np.exp(scan.bias * _smooth_noise(rng, (6, 30, 30)))
+    noise = rng.normal(0, scan.noise, (2, *label.shape))
     return (1000 * np.hypot(signal + noise[0], noise[1])).astype(np.float32)
 
 
@@ -112,9 +175,7 @@ def _smooth_noise(rng: np.random.Generator, scale: tuple[float, float, float]) -
     return (field - field.mean()) / (4 * field.std())
 
 
-def _add_distractor(
-    tissue: np.ndarray, blood: float, muscle: float, rng: np.random.Generator
-) -> None:
+def _add_distractor(tissue: np.ndarray, muscle: float, rng: np.random.Generator) -> None:
     """Draw a vessel or a bowel loop, bright as blood, at times with a wall, into some slices."""
     z, y, x = np.ogrid[tuple(slice(n) for n in SHAPE)]
     centre, radius = rng.uniform((0, 4, 4), np.array(SHAPE) - (0, 4, 4)), rng.uniform(3, 9)
@@ -123,7 +184,7 @@ def _add_distractor(
     distance = np.hypot(distance, 2.5 * (z - centre[0]))
     if rng.random() < 0.5:
         tissue[distance < radius + rng.uniform(2, 5)] = muscle
-    tissue[distance < radius] = blood * rng.uniform(0.8, 1.1)
+    tissue[distance < radius] = rng.uniform(0.8, 1.1)
 
 
 def phantom_volume(seed: int, patient: int, contracted: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -131,15 +192,16 @@ def phantom_volume(seed: int, patient: int, contracted: bool) -> tuple[np.ndarra
 
     Args:
         seed: of the whole dataset.
-        patient: number of the patient; both frames share the anatomy.
+        patient: number of the patient; both frames share anatomy and scan.
         contracted: the second frame, with a smaller cavity inside a thicker wall.
 
     Returns:
         Image, float32, and reference segmentation, uint8, both of shape ``SHAPE``.
     """
-    anatomy = random_anatomy(np.random.default_rng((seed, patient)))
+    of_patient = np.random.default_rng((seed, patient))
+    anatomy, scan = random_anatomy(of_patient), random_scan(of_patient)
     label = label_volume(anatomy, contracted)
-    return image_volume(label, np.random.default_rng((seed, patient, 1 + contracted))), label
+    return image_volume(label, scan, np.random.default_rng((seed, patient, 1 + contracted))), label
 
 
 def write_phantom(folder: Path, training: int = 12, test: int = 4, seed: int = 0) -> list[str]:
