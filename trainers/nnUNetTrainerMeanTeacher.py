@@ -7,13 +7,13 @@ from torch import Tensor
 
 from nnunetv2_plgcl.semisupervised.losses import consistency_loss
 from nnunetv2_plgcl.semisupervised.mixing import CutMix
-from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings
+from nnunetv2_plgcl.semisupervised.settings import ConsistencySettings, StrongViewSettings
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 from nnunetv2_plgcl.settings import setting
 
 
 @dataclass(frozen=True)
-class MeanTeacherSettings(SemiSupervisedSettings):
+class MeanTeacherSettings(ConsistencySettings, StrongViewSettings):
     """How the strong view is held to the teacher's pseudo-label."""
 
     consistency_target: str = setting(

@@ -1,4 +1,4 @@
-"""Settings that every semi-supervised trainer has."""
+"""Settings that semi-supervised trainers share. A method's own stand above its trainer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nnunetv2_plgcl.settings import Settings, setting
 
 @dataclass(frozen=True)
 class SemiSupervisedSettings(Settings):
-    """Stages, batch, teacher and weight of what is learnt from unlabelled patches."""
+    """Stages, batch and teacher: what every method has."""
 
     labelled_fraction: float = setting(
         0.5, "share of labelled patches in a batch of the second stage [ours]", 0, 1, None, True
@@ -20,17 +20,29 @@ class SemiSupervisedSettings(Settings):
     ema_decay: float = setting(
         0.999, "EMA decay of the teacher per iteration, ramped up [authors' code]", 0, 1
     )
+    deployed_weights: str = setting(
+        "teacher",
+        "weights that are validated and stored as network_weights [ours]",
+        choices=("teacher", "student"),
+    )
+
+
+@dataclass(frozen=True)
+class ConsistencySettings(SemiSupervisedSettings):
+    """Of methods that add a weighted loss of the unlabelled patches to the supervised one."""
+
     consistency_weight: float = setting(
         1.0, "beta, weight of the consistency loss after its ramp-up [ours]", 0
     )
     consistency_rampup_fraction: float = setting(
         0.25, "share of the second stage over which beta ramps up [ours]", 0, 1
     )
+
+
+@dataclass(frozen=True)
+class StrongViewSettings(SemiSupervisedSettings):
+    """Of methods whose student sees strong views."""
+
     cutout_probability: float = setting(
         0.5, "share of strong views with rectangles blanked [ours]", 0, 1
-    )
-    deployed_weights: str = setting(
-        "teacher",
-        "weights that are validated and stored as network_weights [ours]",
-        choices=("teacher", "student"),
     )

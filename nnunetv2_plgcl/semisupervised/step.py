@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_plgcl.semisupervised import log
 from nnunetv2_plgcl.semisupervised.losses import sigmoid_rampup
-from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings
+from nnunetv2_plgcl.semisupervised.settings import ConsistencySettings, SemiSupervisedSettings
 from nnunetv2_plgcl.semisupervised.targets import class_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher
 
@@ -83,9 +83,12 @@ class SemiSupervisedStep(nnUNetTrainer):
 
     @property
     def consistency_rampup(self) -> float:
-        """Ramp of beta at this iteration: 0 in warm-up, then from exp(-5) to 1."""
+        """Ramp of beta at this iteration: 0 in warm-up, then from exp(-5) to 1; at once 1 where a
+        method has no beta."""
         if self.is_warmup:
             return 0.0
+        if not isinstance(self.config, ConsistencySettings):
+            return 1.0
         epochs = self.current_epoch - self.warmup_epochs
         epochs += self.iteration_in_epoch / self.num_iterations_per_epoch
         length = self.config.consistency_rampup_fraction * (self.num_epochs - self.warmup_epochs)

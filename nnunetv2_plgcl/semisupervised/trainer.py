@@ -33,7 +33,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
 )
 from nnunetv2_plgcl.semisupervised import loaders, log
 from nnunetv2_plgcl.semisupervised import state as states
-from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings
+from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings, StrongViewSettings
 from nnunetv2_plgcl.semisupervised.step import SemiSupervisedStep
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher, swap_weights
 from nnunetv2_plgcl.semisupervised.views import (
@@ -219,9 +219,11 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         transforms = self.get_training_transforms(
             patch_size, rotation, None, mirror_axes, dummy_2d, use_mask_for_norm=use_mask_for_norm
         )
+        has_strong_view = isinstance(self.config, StrongViewSettings)
+        cutout = self.config.cutout_probability if has_strong_view else 0
         views = WeakStrongViews(
             geometry_of(transforms),
-            strong_intensity(patch_size, self.config.cutout_probability),
+            strong_intensity(patch_size, cutout),
             [channel for channel, masked in enumerate(use_mask_for_norm) if masked],
             self.strong_views,
         )

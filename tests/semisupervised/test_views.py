@@ -6,7 +6,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings
+from nnunetv2_plgcl.semisupervised.settings import StrongViewSettings
 from nnunetv2_plgcl.semisupervised.views import (
     CutOut,
     WeakStrongViews,
@@ -58,7 +58,7 @@ def test_strong_intensities_move_nothing_on_real_mri(acdc):
     file = acdc / "imagesTr" / "patient021_frame01_0000.nii.gz"
     volume = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.float32)
     slice_ = torch.from_numpy((volume[4] - volume[4].mean()) / volume[4].std())[None]
-    changes = strong_intensity(slice_.shape[1:], SemiSupervisedSettings().cutout_probability)
+    changes = strong_intensity(slice_.shape[1:], StrongViewSettings().cutout_probability)
     for seed in range(20):
         np.random.seed(seed), torch.manual_seed(seed)
         strong = changes(image=slice_.clone())["image"]
@@ -84,7 +84,7 @@ def test_strong_view_changes_more_than_nnunet_on_average(acdc):
         return torch.stack(changes).mean()
 
     assert mean_change(
-        strong_intensity(slice_.shape[1:], SemiSupervisedSettings().cutout_probability)
+        strong_intensity(slice_.shape[1:], StrongViewSettings().cutout_probability)
     ) > 2 * mean_change(stock)
 
 
