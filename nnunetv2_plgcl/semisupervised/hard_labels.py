@@ -24,6 +24,8 @@ class nnUNetTrainerHardPseudoLabels(nnUNetTrainerSemiSupervised):
 
     def at_every_resolution(self, target: Tensor) -> list[Tensor]:
         """The target (B, C, *spatial) at each resolution of deep supervision, the finest first."""
+        if len(target) == 0:  # warm-up; nothing of no size can be resized
+            return [target]
         return at_every_resolution(target, self._get_deep_supervision_scales())
 
     def spatial_view(self, like: Tensor) -> SpatialView:

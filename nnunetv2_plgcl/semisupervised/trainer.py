@@ -219,8 +219,8 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         transforms = self.get_training_transforms(
             patch_size, rotation, None, mirror_axes, dummy_2d, use_mask_for_norm=use_mask_for_norm
         )
-        has_strong_view = isinstance(self.config, StrongViewSettings)
-        cutout = self.config.cutout_probability if has_strong_view else 0
+        config = self.config
+        cutout = config.cutout_probability if isinstance(config, StrongViewSettings) else 0
         views = WeakStrongViews(
             geometry_of(transforms),
             strong_intensity(patch_size, cutout),
