@@ -4,11 +4,13 @@ import math
 import pytest
 import torch
 from bare import bare_trainer
+from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 
 from nnunetv2_plgcl.semisupervised.losses import (
     consistency_loss,
     loss_with_ignore_label,
     sigmoid_rampup,
+    weighted_loss,
 )
 from nnunetv2_plgcl.semisupervised.targets import (
     at_every_resolution,
@@ -206,3 +208,86 @@ def test_a_dataset_with_an_ignore_label_keeps_its_own_loss():
     without = bare_trainer(exclusive=True)
     assert loss_with_ignore_label(without) is not without.loss
     assert without.label_manager.ignore_label is None, "the trainer stays as it was"
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("batch_dice", [True, False])
+@pytest.mark.parametrize("ignore", [True, False])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_weighted_loss_is_nnunets_where_all_weights_are_equal(exclusive, ignore, batch_dice, axes):
+    trainer = bare_trainer(exclusive, ignore, batch_dice, axes)
+    logits, target = resolutions(trainer, exclusive=exclusive, axes=axes)
+    heads = trainer.label_manager.num_segmentation_heads
+    if ignore:
+        where = torch.rand(2, 1, *[16] * axes, generator=torch.Generator().manual_seed(1)) < 0.3
+        target = ignore_where(target, where, heads, exclusive)
+    elif not exclusive:
+        target = target[:, :heads]
+    targets = at_every_resolution(target, trainer._get_deep_supervision_scales())
+    nnunets = trainer.loss(logits, targets)
+    of_nnunets = torch.autograd.grad(nnunets, logits[:2])
+    for value in (1.0, 0.5):
+        weights = [torch.full_like(t[:, :1], value, dtype=torch.float32) for t in targets]
+        ours = weighted_loss(trainer)(logits, targets, weights)
+        torch.testing.assert_close(ours, nnunets)
+        of_ours = torch.autograd.grad(ours, logits[:2])
+        for a, b in zip(of_ours, of_nnunets, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_every_sum_of_the_weighted_loss_goes_over_weighted_voxels(exclusive, batch_dice):
+    trainer = bare_trainer(exclusive, batch_dice=batch_dice, deep_supervision=False)
+    (logits, *_), target = resolutions(trainer, exclusive=exclusive)
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randint(0, 3, (2, 1, 16, 16), generator=generator) / 2  # 0, 0.5 and 1
+    heads = trainer.label_manager.num_segmentation_heads
+    ignored = torch.rand(2, 1, 16, 16, generator=generator) < 0.2
+    target = ignore_where(target, ignored, heads, exclusive)
+    probabilities = class_probabilities(logits, exclusive).detach()
+    foreground = range(1, heads) if exclusive else range(heads)
+    sums = {}  # intersection, prediction and truth of each class, and of each image without pooling
+    entropy = total = 0.0
+    for image, x, y in itertools.product(range(2), range(16), range(16)):
+        if ignored[image, 0, x, y]:
+            continue
+        w = weight[image, 0, x, y].item()
+        total += w
+        if exclusive:
+            entropy -= w * math.log(probabilities[image, target[image, 0, x, y].item(), x, y])
+        for k in foreground:
+            p = probabilities[image, k, x, y].item()
+            if exclusive:
+                is_k = target[image, 0, x, y].item() == k
+            else:
+                is_k = target[image, k, x, y].item()
+                entropy -= w * math.log(p if is_k else 1 - p) / heads
+            both, predicted, true = sums.get((k, batch_dice or image), (0, 0, 0))
+            sums[k, batch_dice or image] = both + w * p * is_k, predicted + w * p, true + w * is_k
+    dice = [(2 * both + 1e-5) / (p + t + 1e-5) for both, p, t in sums.values()]
+    loss = weighted_loss(trainer)(logits, target, weight)
+    assert loss.item() == pytest.approx(entropy / total - sum(dice) / len(dice), rel=1e-5)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_voxels_of_weight_zero_leave_the_loss(exclusive):
+    """BCP's public code keeps them in the denominator of Dice."""
+    trainer = bare_trainer(exclusive, deep_supervision=False)
+    (logits, *_), target = resolutions(trainer, exclusive=exclusive)
+    weight = (torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    loss = weighted_loss(trainer)(logits, target, weight)
+    inside = weight[:, 0] > 0
+    row = logits.movedim(1, -1)[inside].T[None, :, None]
+    known = (target if exclusive else target[:, :-1]).movedim(1, -1)[inside].T[None, :, None]
+    torch.testing.assert_close(loss, trainer.loss(row, known))
+    nothing = weighted_loss(trainer)(logits, target, torch.zeros_like(weight))
+    (gradient,) = torch.autograd.grad(nothing, logits)
+    assert nothing.isfinite() and not gradient.any()
+
+
+def test_weights_for_another_loss_are_refused():
+    trainer = bare_trainer(exclusive=True)
+    trainer.loss = RobustCrossEntropyLoss()
+    with pytest.raises(NotImplementedError, match="RobustCrossEntropyLoss"):
+        weighted_loss(trainer)
