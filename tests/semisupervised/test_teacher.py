@@ -59,6 +59,29 @@ def test_teacher_has_no_gradient_and_leaves_the_student_alone():
     assert student.training and not teacher.training
 
 
+def test_two_teachers_that_take_turns_average_each_its_own_updates():
+    """As in AD-MT: the second sees the student only when it is its turn."""
+    torch.manual_seed(0)
+    student = small_unet()
+    teachers = EMATeacher(student, 0.7), EMATeacher(student, 0.7)
+    expected = [None, None]
+    for step in range(9):
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        turn = step // 2 % 2
+        own = [0, 1, 0, 1, 2, 3, 2, 3, 4][step]  # updates of this teacher so far
+        alpha = min(0.7, (1 + own) / (10 + own)) if own else 0.0
+        assert teachers[turn].decay == pytest.approx(alpha)
+        teachers[turn].update_parameters(student)
+        now = {name: value.double() for name, value in student.named_parameters()}
+        mean = expected[turn] or now
+        expected[turn] = {n: alpha * mean[n] + (1 - alpha) * now[n] for n in now}
+    for teacher, mean in zip(teachers, expected, strict=True):
+        for name, value in teacher.module.named_parameters():
+            torch.testing.assert_close(value.double(), mean[name], rtol=1e-4, atol=1e-5)
+
+
 def test_swapping_weights_exchanges_outputs_and_twice_restores():
     a, b = small_unet(), small_unet()
     optimiser = torch.optim.SGD(a.parameters(), lr=0.1)
