@@ -20,6 +20,7 @@ LOSSES = {
 }
 SHARES = {"ema_decay": "EMA decay", "consistency_rampup": "ramp-up of beta"}
 PATCHES = "patches_per_class"
+SKIPPED = "skipped_steps"  # in an epoch
 
 
 class ProgressLogger(LocalLogger):
@@ -28,7 +29,7 @@ class ProgressLogger(LocalLogger):
 
     def __init__(self, verbose: bool = False) -> None:
         super().__init__(verbose)
-        for key in (*LOSSES, *SHARES, PATCHES):
+        for key in (*LOSSES, *SHARES, PATCHES, SKIPPED):
             self.my_fantastic_logging[key] = []
 
     def plot_progress_png(self, output_folder: str) -> None:
@@ -60,6 +61,7 @@ def log_epoch(logger: MetaLogger, train_outputs: list[dict], epoch: int) -> dict
     collated = collate_outputs(train_outputs)
     for key in (*LOSSES, *SHARES):
         logger.log(key, _mean_over_ranks(collated[key]).item(), epoch)
+    logger.log(SKIPPED, float(np.sum(collated[SKIPPED])), epoch)
     logger.log(PATCHES, _mean_over_ranks(collated[PATCHES]).tolist(), epoch)
     return {key: logger.get_value(key, step=-1) for key in LOSSES}
 

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 STATE_KEY = "plgcl"
+
+
+def require_finite(checkpoint: dict, file: str | Path) -> None:
+    """Refuse to write what no training could go on from.
+
+    Raises:
+        RuntimeError: a tensor holds NaN or infinite values.
+    """
+    bad = [name for name, tensor in _tensors(checkpoint) if not tensor.isfinite().all()]
+    if bad:
+        raise RuntimeError(
+            f"{file} was not written, as {bad[0]} is not finite ({len(bad)} tensors in all). "
+            f"Checkpoints on disk are from before: continue with --c."
+        )
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, (dict, list, tuple)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _tensors(inner, f"{name}.{key}" if name else str(key))
 
 
 def write_atomically(checkpoint: dict, file: str | Path) -> None:

@@ -14,12 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_plgcl.semisupervised import log
 from nnunetv2_plgcl.semisupervised.losses import sigmoid_rampup
+from nnunetv2_plgcl.semisupervised.nonfinite import SkippedSteps, gradient_norm
 from nnunetv2_plgcl.semisupervised.settings import ConsistencySettings, SemiSupervisedSettings
 from nnunetv2_plgcl.semisupervised.targets import class_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher
-
-# Mixed precision overflows now and then and skips the step; this many in a row is no overflow.
-NONFINITE_STEPS_ALLOWED = 20
 
 
 class UnlabelledBatch(NamedTuple):
@@ -43,7 +41,9 @@ class SemiSupervisedStep(nnUNetTrainer):
     dataloader_unlabelled: Any
     iteration_in_epoch: int
     warmup_epochs: int
-    _nonfinite_steps: int
+    skipped_steps: SkippedSteps
+    _cases: dict[str, list[str]]  # of the batch, by part
+    _gradient_norm: Tensor
 
     # ---- data --------------------------------------------------------------------------------
 
@@ -54,6 +54,7 @@ class SemiSupervisedStep(nnUNetTrainer):
             images (B, C, *spatial) and targets, one per resolution of deep supervision, the
             finest first.
         """
+        self._cases = {"labelled": list(batch["keys"])}
         target = batch["target"]
         target = target if isinstance(target, list) else [target]
         move = {"device": self.device, "non_blocking": True}
@@ -63,7 +64,9 @@ class SemiSupervisedStep(nnUNetTrainer):
         """The next unlabelled patches. ``like`` is the labelled batch, (B, C, *spatial)."""
         if self.is_warmup:
             return UnlabelledBatch(like[:0], (like[:0],) * self.strong_views)
-        views = next(self.dataloader_unlabelled)["data"].to(self.device, non_blocking=True)
+        batch = next(self.dataloader_unlabelled)
+        self._cases["unlabelled"] = list(batch["keys"])
+        views = batch["data"].to(self.device, non_blocking=True)
         weak, *strong = views.chunk(1 + self.strong_views, dim=1)
         return UnlabelledBatch(weak, tuple(strong))
 
@@ -141,19 +144,23 @@ class SemiSupervisedStep(nnUNetTrainer):
         return self.loss(logits[0], target[0])
 
     def optimise(self, loss: Tensor) -> None:
-        """One optimiser step. nnUNetTrainer.train_step (nnU-Net 2.8.1) holds these lines between
-        forward pass and return value, without a hook; a test compares them."""
+        """One optimiser step, left out where the gradient is not finite. But for that,
+        nnUNetTrainer.train_step (nnU-Net 2.8.1) holds these lines between forward pass and return
+        value, without a hook; a test compares them."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.grad_scaler is not None:
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+            self._gradient_norm = gradient_norm(norm, self.optimizer, self.network)
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         else:
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
-            self.optimizer.step()
+            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+            self._gradient_norm = gradient_norm(norm, self.optimizer, self.network)
+            if self._gradient_norm.isfinite():  # else finish_step ends the training
+                self.optimizer.step()
 
     def update_teacher(self) -> None:
         """Poster step 6: the teacher follows the student."""
@@ -172,33 +179,52 @@ class SemiSupervisedStep(nnUNetTrainer):
             what ``nnUNetTrainer.train_step`` returns, with more keys.
 
         Raises:
-            RuntimeError: the loss stays NaN or infinite.
+            RuntimeError: a loss or the gradient is not finite; with a gradient scaler, it stays
+                so.
         """
         rampup = self.consistency_rampup
         self.iteration_in_epoch += 1
         if patches_per_class is None:
             patches_per_class = torch.zeros(self.label_manager.num_segmentation_heads)
-        scalars = torch.stack([loss.detach().float() for loss in losses.values()])
+        scalars = torch.stack(
+            [self._gradient_norm.float(), *(loss.detach().float() for loss in losses.values())]
+        )
         values = torch.cat((scalars, patches_per_class.to(scalars))).cpu().numpy()
+        gradient, values = values[0], values[1:]
         report = dict(zip(losses, values, strict=False))
-        self._refuse_nan(report)
+        skipped = self._heed_nonfinite({**report, "norm of the gradient": gradient})
         nothing = {name: np.float32(0) for name in log.LOSSES if name not in report}
         return {
             **report,
             **nothing,
             log.PATCHES: values[len(losses) :],
+            log.SKIPPED: float(skipped),
             "ema_decay": self.teacher.decay,
             "consistency_rampup": rampup,
         }
 
-    def _refuse_nan(self, losses: dict[str, Any]) -> None:
-        finite = all(np.isfinite(value) for value in losses.values())
-        self._nonfinite_steps = 0 if finite else self._nonfinite_steps + 1
-        if self._nonfinite_steps > (0 if self.grad_scaler is None else NONFINITE_STEPS_ALLOWED):
-            named = ", ".join(f"{name} {value}" for name, value in losses.items())
-            raise RuntimeError(
-                f"The loss is not finite in epoch {self.current_epoch}, iteration "
-                f"{self.iteration_in_epoch}: {named}. Checkpoints on disk are from before. Check "
-                f"the images for NaN, or lower the weight of the part that is not finite (see "
-                f"'plgcl' in the plans); then continue with --c."
-            )
+    def _heed_nonfinite(self, values: dict[str, Any]) -> bool:
+        """Whether the step was skipped."""
+        if np.isfinite(list(values.values())).all():
+            self.skipped_steps.taken()
+            return False
+        self.skipped_steps.skipped([case for cases in self._cases.values() for case in cases])
+        if not self.skipped_steps.too_many(self.grad_scaler):
+            return True
+        named = ", ".join(f"{name} {value}" for name, value in values.items())
+        of_batch = "; ".join(
+            f"{part} {', '.join(dict.fromkeys(cases))}" for part, cases in self._cases.items()
+        )
+        often = (
+            ""
+            if self.grad_scaler is None
+            else (f" Cases in most batches of skipped steps: {self.skipped_steps.suspects()}.")
+        )
+        raise RuntimeError(
+            f"The loss or its gradient is not finite in epoch {self.current_epoch}, iteration "
+            f"{self.iteration_in_epoch}: "
+            f"{named}. The batch held: {of_batch}.{often} The weights and the checkpoints on disk "
+            f"are from before this step. Look for NaN, infinite or huge values in these cases, "
+            f"or lower the weight of the part that is not finite (see 'plgcl' in the plans); then "
+            f"continue with --c."
+        )

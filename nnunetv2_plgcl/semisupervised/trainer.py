@@ -33,6 +33,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
 )
 from nnunetv2_plgcl.semisupervised import loaders, log
 from nnunetv2_plgcl.semisupervised import state as states
+from nnunetv2_plgcl.semisupervised.nonfinite import SkippedSteps
 from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings, StrongViewSettings
 from nnunetv2_plgcl.semisupervised.step import SemiSupervisedStep
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher, swap_weights
@@ -63,7 +64,8 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         TypeError: a configuration value of the wrong type.
         FileNotFoundError: a configuration or an unlabelled case that was never preprocessed.
         NotImplementedError: cascades; data not preprocessed to Blosc2.
-        RuntimeError: an unreadable checkpoint. During training: losses that stay NaN.
+        RuntimeError: an unreadable checkpoint. During training: a loss or gradient that is not
+            finite.
     """
 
     settings_class: ClassVar[type[SemiSupervisedSettings]] = SemiSupervisedSettings
@@ -86,7 +88,9 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         )
         self.dataloader_unlabelled = None  # -> get_dataloaders
         self.iteration_in_epoch = 0
-        self._nonfinite_steps = 0
+        self.skipped_steps = SkippedSteps()
+        self._cases: dict[str, list[str]] = {}
+        self._gradient_norm = torch.zeros((), device=self.device)
         log.install(self.logger)
 
     # ---- set-up ------------------------------------------------------------------------------
@@ -267,6 +271,12 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         losses = log.log_epoch(self.logger, train_outputs, self.current_epoch)
         for key, name in log.LOSSES.items():
             self.print_to_log_file(f"{name}: {losses[key]:.4f}", also_print_to_console=False)
+        skipped = round(sum(output[log.SKIPPED] for output in train_outputs))
+        if skipped:
+            self.print_to_log_file(
+                f"{skipped} of {len(train_outputs)} steps were skipped, as the gradient was not "
+                f"finite. Cases in most such batches: {self.skipped_steps.suspects()}."
+            )
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -321,6 +331,7 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         if self.config.deployed_weights == "teacher":
             checkpoint["network_weights"] = self.teacher.module.state_dict()
         checkpoint[states.STATE_KEY] = state
+        states.require_finite(checkpoint, filename)
         states.write_atomically(checkpoint, filename)
         if Path(filename).name == "checkpoint_best.pth":
             states.make_latest(Path(filename))
