@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
 from nnunetv2_plgcl.semisupervised.targets import confidence
@@ -70,6 +71,16 @@ def sigmoid_rampup(passed: float, length: float = 1.0) -> float:
     return math.exp(-5 * (1 - min(max(progress, 0.0), 1.0)) ** 2)
 
 
+def label_manager_with_ignore(trainer: nnUNetTrainer) -> LabelManager:
+    """nnU-Net's label manager for the pseudo-labels of a training: where its dataset has no ignore
+    label, they have one above the highest label. Source: ours."""
+    manager = trainer.label_manager
+    if manager.has_ignore_label:
+        return manager
+    labels = {**trainer.dataset_json["labels"], "ignore": int(max(manager.all_labels)) + 1}
+    return trainer.plans_manager.get_label_manager({**trainer.dataset_json, "labels": labels})
+
+
 def loss_with_ignore_label(trainer: nnUNetTrainer) -> nn.Module:
     """nnU-Net's own loss for targets with an ignore label, as pseudo-labels have it.
 
@@ -90,11 +101,8 @@ def loss_with_ignore_label(trainer: nnUNetTrainer) -> nn.Module:
     manager = trainer.label_manager
     if manager.has_ignore_label:
         return trainer.loss
-    labels = {**trainer.dataset_json["labels"], "ignore": int(max(manager.all_labels)) + 1}
     pretender = copy.copy(trainer)
-    pretender.label_manager = trainer.plans_manager.get_label_manager(
-        {**trainer.dataset_json, "labels": labels}
-    )
+    pretender.label_manager = label_manager_with_ignore(trainer)
     loss: nn.Module = pretender._build_loss()
     inner = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
     if isinstance(inner, DC_and_BCE_loss):

@@ -26,10 +26,13 @@ class UnlabelledBatch(NamedTuple):
     Attributes:
         weak: (B, C, *spatial), what the teacher sees.
         strong: the same patches with other intensities, (B, C, *spatial) each.
+        target: stored pseudo-labels, one a resolution of deep supervision, (B, 1, *s) each;
+            placeholders where a method stores none.
     """
 
     weak: Tensor
     strong: tuple[Tensor, ...]
+    target: list[Tensor]
 
 
 class SemiSupervisedStep(nnUNetTrainer):
@@ -55,20 +58,23 @@ class SemiSupervisedStep(nnUNetTrainer):
             finest first.
         """
         self._cases = {"labelled": list(batch["keys"])}
-        target = batch["target"]
-        target = target if isinstance(target, list) else [target]
-        move = {"device": self.device, "non_blocking": True}
-        return batch["data"].to(**move), [t.to(**move) for t in target]
+        return self._to_device(batch)
 
     def unlabelled_batch(self, like: Tensor) -> UnlabelledBatch:
         """The next unlabelled patches. ``like`` is the labelled batch, (B, C, *spatial)."""
         if self.is_warmup:
-            return UnlabelledBatch(like[:0], (like[:0],) * self.strong_views)
+            return UnlabelledBatch(like[:0], (like[:0],) * self.strong_views, [like[:0, :1]])
         batch = next(self.dataloader_unlabelled)
+        views, target = self._to_device(batch)
         self._cases["unlabelled"] = list(batch["keys"])
-        views = batch["data"].to(self.device, non_blocking=True)
         weak, *strong = views.chunk(1 + self.strong_views, dim=1)
-        return UnlabelledBatch(weak, tuple(strong))
+        return UnlabelledBatch(weak, tuple(strong), target)
+
+    def _to_device(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
+        target = batch["target"]
+        target = target if isinstance(target, list) else [target]
+        move = {"device": self.device, "non_blocking": True}
+        return batch["data"].to(**move), [t.to(**move) for t in target]
 
     def unlabelled_views(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Weak and strong view of the next unlabelled patches, both (B, C, *spatial); B = 0
@@ -83,6 +89,11 @@ class SemiSupervisedStep(nnUNetTrainer):
     @property
     def is_warmup(self) -> bool:
         return self.current_epoch < self.warmup_epochs
+
+    @property
+    def stage(self) -> int:
+        """Loaders are made anew when it changes: 0 in warm-up, 1 in the second stage."""
+        return int(not self.is_warmup)
 
     @property
     def consistency_rampup(self) -> float:

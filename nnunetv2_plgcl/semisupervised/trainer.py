@@ -207,7 +207,7 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
 
     def get_dataloaders(self):
         """nnU-Net's loaders at the stage's labelled batch size, and the unlabelled loader."""
-        self._loaders_of_warmup = self.is_warmup
+        self._stage_of_loaders = self.stage
         self.batch_size = self.planned_batch_size if self.is_warmup else self.labelled_batch_size
         # online validation sees as many patches as with nnU-Net's own batch
         self.num_val_iterations_per_epoch = -(-self._validation_patches // self.batch_size)
@@ -221,7 +221,12 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
         transforms = self.get_training_transforms(
-            patch_size, rotation, None, mirror_axes, dummy_2d, use_mask_for_norm=use_mask_for_norm
+            patch_size,
+            rotation,
+            mirror_axes=mirror_axes,
+            do_dummy_2d_data_aug=dummy_2d,
+            use_mask_for_norm=use_mask_for_norm,
+            **self._unlabelled_target_transforms(),
         )
         config = self.config
         cutout = config.cutout_probability if isinstance(config, StrongViewSettings) else 0
@@ -232,7 +237,7 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
             self.strong_views,
         )
         return loaders.unlabelled_loader(
-            self.dataset_unlabelled,
+            self._unlabelled_for_loader(),
             self.planned_batch_size - self.labelled_batch_size,
             initial_patch_size,
             patch_size,
@@ -241,6 +246,15 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
             self._epoch_seeds,
             pin_memory=self.device.type == "cuda",
         )
+
+    def _unlabelled_for_loader(self) -> loaders.UnlabelledDataset:
+        """The dataset that the unlabelled loader draws from. Methods that store pseudo-labels
+        return one with them."""
+        return self.dataset_unlabelled
+
+    def _unlabelled_target_transforms(self) -> dict[str, Any]:
+        """What nnU-Net's transforms make of stored pseudo-labels; there are none here."""
+        return {"deep_supervision_scales": None}
 
     @staticmethod
     def get_training_transforms(*args, **kwargs):
@@ -258,7 +272,7 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         return np.random.SeedSequence(entropy).generate_state(number)
 
     def on_train_epoch_start(self) -> None:
-        if self._loaders_of_warmup != self.is_warmup:
+        if self._stage_of_loaders != self.stage:
             self._finish_loaders()
             self.dataloader_train, self.dataloader_val = self.get_dataloaders()
         super().on_train_epoch_start()

@@ -1,0 +1,138 @@
+"""Pseudo-labels of whole volumes: made from a prediction, stored, served with the images.
+
+A patch, and a slice even more, does not show whether a structure hangs together with the rest of
+its organ; a volume does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import Tensor
+
+from nnunetv2_plgcl.semisupervised.components import filter_volume, largest
+from nnunetv2_plgcl.semisupervised.loaders import UnlabelledDataset
+from nnunetv2_plgcl.semisupervised.targets import confidence
+
+# Of every labelled case this share of the foreground must hang together, for the rule that only
+# the largest component of a pseudo-label is kept (ours).
+CONNECTED_SHARE = 0.99
+
+
+def volume_label(
+    logits: Tensor, label_manager: LabelManager, keep_largest: bool, threshold: float
+) -> np.ndarray:
+    """The pseudo-label of a volume from the prediction for it.
+
+    Components of the foreground other than the largest become background. Elsewhere voxels of less
+    confidence than the threshold get the ignore label. Source: the rule is that of nnU-Net's
+    postprocessing; its use for pseudo-labels is ours.
+
+    Args:
+        logits: (K, *spatial).
+        label_manager: of the dataset, with an ignore label.
+        keep_largest: whether components are removed.
+        threshold: of the confidence in the decision, 0 to 1.
+
+    Returns:
+        labels (*spatial), integers.
+    """
+    probabilities = label_manager.apply_inference_nonlin(logits.float())
+    exclusive = not label_manager.has_regions
+    unsure = (confidence(probabilities[None], exclusive) < threshold)[0, 0].numpy()
+    decision = label_manager.convert_probabilities_to_segmentation(probabilities).numpy()
+    label = decision
+    if keep_largest:
+        parts = label_manager.foreground_labels if exclusive else label_manager.foreground_regions
+        label = filter_volume(decision, probabilities.numpy(), largest, parts, True)
+    kept = label == decision
+    label = np.where(unsure & kept, label_manager.ignore_label, label)
+    fits_int8 = label_manager.ignore_label < 128
+    return label.astype(np.int8 if fits_int8 else np.int16)
+
+
+def is_connected(masks: Iterable[np.ndarray]) -> bool:
+    """Whether each mask (*spatial) is one component, but for 1 - ``CONNECTED_SHARE`` of its voxels.
+    Source: ours."""
+    for mask in masks:
+        whole = np.count_nonzero(mask)
+        if whole and np.count_nonzero(largest(mask, mask)) < CONNECTED_SHARE * whole:
+            return False
+    return True
+
+
+def write_labels(folder: Path, labels: Mapping[str, Callable[[], np.ndarray]]) -> None:
+    """Store the pseudo-label (*spatial) of each case in nnU-Net's format. Source: ours.
+
+    They lie beside ``folder`` until ``publish``: it is either not there or whole, whatever
+    interrupts the writing.
+
+    Args:
+        folder: where they will be.
+        labels: makes them, case by case.
+    """
+    unfinished = _unfinished(folder)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    for case, make in labels.items():
+        nnUNetDatasetBlosc2.save_seg(make()[None], str(unfinished / case))
+
+
+def publish(folder: Path) -> None:
+    """Give the labels of ``write_labels`` their place."""
+    os.replace(_unfinished(folder), folder)
+
+
+def discard(base: Path, epoch: int) -> None:
+    """Remove the labels of this and later epochs, and what an interrupted writing left."""
+    for folder in base.glob("epoch_*"):
+        if not folder.name[6:].isdecimal() or int(folder.name[6:]) >= epoch:
+            shutil.rmtree(folder)
+
+
+def folder_of_epoch(base: Path, epoch: int) -> Path:
+    """Where the labels made before an epoch lie."""
+    return base / f"epoch_{epoch}"
+
+
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.unfinished")
+
+
+class PseudoLabelledDataset(UnlabelledDataset):
+    """Unlabelled images with stored pseudo-labels in place of a segmentation.
+
+    Args:
+        folders: where the image of each case lies.
+        labels: folder of ``write_labels``.
+    """
+
+    def __init__(self, folders: Mapping[str, Path], labels: Path) -> None:
+        super().__init__(folders)
+        self.labels = labels
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, None, dict]:
+        """Return image (C, X, Y, Z), pseudo-label (1, X, Y, Z), None and properties without any
+        foreground location."""
+        data, _, _, properties = super().load_case(identifier)
+        label = blosc2.open(
+            urlpath=str(self.labels / f"{identifier}.b2nd"),
+            mode="r",
+            dparams={"nthreads": 1},
+            **self.mmap_kwargs,
+        )
+        return data, label, None, properties
+
+
+def image_of(dataset: UnlabelledDataset, case: str) -> Tensor:
+    """The whole preprocessed image of a case, (C, X, Y, Z), float32."""
+    data: np.ndarray = dataset.load_case(case)[0][:]
+    return torch.from_numpy(np.asarray(data, dtype=np.float32))
