@@ -1,0 +1,105 @@
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nnunetv2_plgcl.semisupervised.components import filter_patches, largest
+from nnunetv2_plgcl.semisupervised.hard_labels import nnUNetTrainerHardPseudoLabels
+from nnunetv2_plgcl.semisupervised.losses import weighted_loss
+from nnunetv2_plgcl.semisupervised.mixing import BoxMix
+from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings
+from nnunetv2_plgcl.semisupervised.targets import join_targets
+from nnunetv2_plgcl.settings import setting
+
+
+@dataclass(frozen=True)
+class BCPSettings(SemiSupervisedSettings):
+    """Weight and cleaning of the teacher's part of a mixed patch."""
+
+    published: ClassVar[Mapping[str, Any]] = {
+        "ema_decay": 0.99,
+        "warmup_fraction": 0.25,
+        "deployed_weights": "student",
+    }
+
+    pseudo_label_weight: float = setting(
+        0.5, "weight of a voxel with a pseudo-label, where a labelled one has 1 [public code]", 0
+    )
+    patch_filter: str = setting(
+        "largest",
+        "keep the largest component of each class of a pseudo-label [public code], or all",
+        choices=("largest", "none"),
+    )
+
+
+class nnUNetTrainerBCP(nnUNetTrainerHardPseudoLabels):
+    """Bidirectional copy-paste (Bai et al., CVPR 2023).
+
+    A box of two thirds of each edge is exchanged between a labelled and an unlabelled patch, so
+    that true and pseudo-labels meet in every patch that the student sees. In warm-up the box is
+    exchanged between two labelled patches. Pseudo-labels are the teacher's decisions, reduced to
+    the largest component of each class. Departures: nnU-Net's loss at every resolution; a voxel's
+    weight counts in every sum of Dice, where the public code takes the masked part for
+    background; the last checkpoint, where it selects on validation.
+    """
+
+    strong_views = 0
+    settings_class = BCPSettings
+    config: BCPSettings
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.weighted_loss = weighted_loss(self)
+
+    def train_step(self, batch: dict) -> dict:
+        images, target = self.labelled_batch(batch)
+        if self.is_warmup:
+            others, of_others = images.roll(1, 0), [t.roll(1, 0) for t in target]
+            mix = BoxMix(images)
+            mixed, mixed_target = mix(images, others), list(map(mix, target, of_others))
+            with self.autocast():
+                loss = self.supervised_loss(self.student_logits(mixed), mixed_target)
+        else:
+            weak = self.unlabelled_batch(like=images).weak
+            with self.autocast():
+                pseudo = self.clean_label(self.pseudo_label(weak))
+                mix = BoxMix(weak[:1].expand(self.planned_batch_size // 2, *weak.shape[1:]))
+                logits = self.student_logits(self.both_ways(mix, images, weak))
+                loss = self.mixed_loss(mix, logits, target, self.at_every_resolution(pseudo))
+        self.optimise(loss)
+        self.update_teacher()
+        return self.finish_step(loss=loss, loss_supervised=loss)
+
+    def clean_label(self, probabilities: Tensor) -> Tensor:
+        """The teacher's decisions, filtered; ``probabilities`` is (B, K, *spatial)."""
+        label = self.hard_target(probabilities)
+        if self.config.patch_filter == "none":
+            return label
+        return filter_patches(label, probabilities, largest, self.exclusive)
+
+    def both_ways(self, mix: BoxMix, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+        """Labelled inside the box, then unlabelled inside it: (2 pairs, C, *spatial)."""
+        return torch.cat((mix(unlabelled, labelled), mix(labelled, unlabelled)))
+
+    def mixed_loss(
+        self, mix: BoxMix, logits: list[Tensor], target: list[Tensor], pseudo: list[Tensor]
+    ) -> Tensor:
+        """nnU-Net's loss of mixed patches, where voxels of pseudo-labels weigh less.
+
+        Args:
+            logits: of ``both_ways``, one a resolution.
+            target: nnU-Net's, of the labelled patches.
+            pseudo: as many, of the unlabelled ones.
+        """
+        targets, weights = [], []
+        for both in join_targets(target, pseudo):
+            labelled, unlabelled = both.split((len(target[0]), len(pseudo[0])))
+            targets.append(self.both_ways(mix, labelled, unlabelled))
+            ones = torch.ones_like(both[:1, :1], dtype=torch.float32)
+            share = ones * self.config.pseudo_label_weight
+            weights.append(self.both_ways(mix, ones, share))
+        if self.enable_deep_supervision:
+            return self.weighted_loss(logits, targets, weights)
+        return self.weighted_loss(logits[0], targets[0], weights[0])
