@@ -41,7 +41,7 @@ class SecondStudent:
         self.optimizer, self.lr_scheduler = twin.configure_optimizers()
         if trainer.is_ddp:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-            network = DistributedDataParallel(network, device_ids=[trainer.local_rank])
+            network = DistributedDataParallel(network)
         self.network = network
         self.grad_scaler = None if trainer.grad_scaler is None else torch.amp.GradScaler("cuda")
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from ranks import in_ranks
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_plgcl.contrast.embedding import (
@@ -30,22 +29,6 @@ from tests.oracles import contrast as oracle
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="PyTorch without distributed")
 
 IMAGES, WINDOWS = (3, 1), (2, 5)  # per rank, as where a batch does not divide evenly
-
-
-def _worker(rank: int, work: Callable[..., None], store: str, ranks: int, result: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    try:
-        work(rank, ranks, result)
-    finally:
-        dist.destroy_process_group()
-
-
-def _distributed(work: Callable[..., None], ranks: int, folder: Path) -> list[Any]:
-    with mp.Manager() as manager:
-        result = manager.dict()
-        mp.spawn(_worker, (work, str(folder / "store"), ranks, result), nprocs=ranks)
-        return [result[rank] for rank in range(ranks)]
 
 
 def _arrivals(rank: int) -> tuple[Tensor, Tensor]:
@@ -129,7 +112,7 @@ def _everything(rank: int, ranks: int, result: Any) -> None:
 @pytest.fixture(scope="module", params=[1, 2])
 def outcome(request, tmp_path_factory) -> list[Any]:
     """What each rank came to, with one process and with two."""
-    return _distributed(_everything, request.param, tmp_path_factory.mktemp("gloo"))
+    return in_ranks(_everything, request.param, tmp_path_factory.mktemp("gloo"))
 
 
 def test_every_rank_remembers_all_ranks_in_their_order(outcome):
