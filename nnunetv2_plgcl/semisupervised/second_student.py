@@ -7,7 +7,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_plgcl.semisupervised.step import SemiSupervisedStep
@@ -49,6 +49,13 @@ class SecondStudent:
     student: Any = SemiSupervisedStep.student
     student_logits: Any = SemiSupervisedStep.student_logits
     optimise: Any = SemiSupervisedStep.optimise
+    _gradient_norm: Tensor
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """Of the last ``optimise``; where it is not finite, the step was left out."""
+        norm: Tensor = self._gradient_norm
+        return norm
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Train mode and learning rate of this epoch, as nnU-Net sets them for its network."""

@@ -76,3 +76,14 @@ def test_continuing_equals_going_on(trainer):
     train(continued, range(2, 4))
     for a, b in zip(second.network.parameters(), continued.network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_is_left_out_and_seen(trainer):
+    images, target = batch()
+    second = SecondStudent(trainer)
+    before = copy.deepcopy(second.network.state_dict())
+    for factor in (float("inf"), 1.0):
+        second.optimise(factor * trainer.loss(second.student_logits(images), target))
+        after = second.network.state_dict()
+        same = all(torch.equal(before[name], value) for name, value in after.items())
+        assert same == (factor != 1) and bool(second.gradient_norm.isfinite()) == (factor == 1)
