@@ -7,7 +7,7 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from acvl_utils.morphology.morphology_helper import (
 from nnunetv2.evaluation.evaluate_predictions import region_or_label_to_mask
 from torch import Tensor
 
-from nnunetv2_plgcl.semisupervised.targets import ignore_where
+from nnunetv2_plgcl.semisupervised.targets import foreground_masks, ignore_where
 
 # From a mask and the confidence in it, both (*spatial), the part of the mask that stays.
 Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -68,22 +68,18 @@ def filter_patches(
     Returns:
         as ``target``.
     """
+    if len(target) == 0:
+        return target
     num_classes = probabilities.shape[1]
-    if exclusive:
-        classes = torch.arange(1, num_classes, device=target.device)
-        masks = target == classes.view(-1, *[1] * (target.ndim - 2))
-    else:
-        masks = target[:, :num_classes]
+    masks = foreground_masks(target, num_classes, exclusive)
     if whole_foreground:
         masks = masks.any(1, True)
-    of_masks = probabilities.cpu().numpy()
-    removed_of_each = [
-        np.stack(list(_removed(patch, _confidences(p, exclusive, whole_foreground), rule)))
-        for patch, p in zip(masks.cpu().numpy(), of_masks, strict=True)
-    ]
-    if not removed_of_each:
-        return target
-    removed = torch.from_numpy(np.stack(removed_of_each)).to(target.device)
+    removed_of_patches = []
+    for of_patch, maps in zip(masks.cpu().numpy(), probabilities.cpu().numpy(), strict=True):
+        sure = _confidences(maps, exclusive, whole_foreground)
+        pairs = zip(of_patch, sure, strict=True)
+        removed_of_patches.append(np.stack([mask & ~rule(mask, c) for mask, c in pairs]))
+    removed = torch.from_numpy(np.stack(removed_of_patches)).to(target.device)
     if ignore:
         return ignore_where(target, removed.any(1, True), num_classes, exclusive)
     if exclusive:
@@ -115,15 +111,13 @@ def filter_volume(
         (*spatial), a copy.
     """
     exclusive = len(probabilities) > len(labels_or_regions)
-    confidences = _confidences(probabilities, exclusive, whole_foreground)
+    if whole_foreground:
+        labels_or_regions = [tuple(np.unique(np.hstack(labels_or_regions)))]
     result = segmentation.copy()
-
-    def masks() -> Iterator[np.ndarray]:
-        of_each = (region_or_label_to_mask(result, which) for which in labels_or_regions)
-        return iter([np.any(list(of_each), axis=0)]) if whole_foreground else of_each
-
-    for removed in _removed(masks(), confidences, rule):
-        result[removed] = replacement
+    confidences = _confidences(probabilities, exclusive, whole_foreground)
+    for which, confidence in zip(labels_or_regions, confidences, strict=True):
+        mask = region_or_label_to_mask(result, which)
+        result[mask & ~rule(mask, confidence)] = replacement
     return result
 
 
@@ -134,10 +128,3 @@ def _confidences(
     if not whole_foreground:
         return probabilities[1:] if exclusive else probabilities
     return [1 - probabilities[0] if exclusive else probabilities.max(0)]
-
-
-def _removed(
-    masks: Iterable[np.ndarray], confidences: Iterable[np.ndarray], rule: Rule
-) -> Iterator[np.ndarray]:
-    for mask, confidence in zip(masks, confidences, strict=True):
-        yield mask & ~rule(mask, confidence)

@@ -9,6 +9,8 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from nnunetv2_plgcl.semisupervised.targets import foreground_masks
+
 SHARPNESS = 1500.0  # DTC's k
 
 
@@ -35,11 +37,7 @@ def signed_distances(
         (B, F, *spatial) in [-1, 1], float32, on the target's device; F is K - 1 for labels, as
         background has no map, and K for regions.
     """
-    if exclusive:
-        classes = torch.arange(1, num_classes, device=target.device)
-        masks = target == classes.view(-1, *[1] * (target.ndim - 2))
-    else:
-        masks = target[:, :num_classes].bool()
+    masks = foreground_masks(target, num_classes, exclusive)
     flat = masks.flatten(0, 1).cpu().numpy()
     maps = np.zeros(flat.shape, np.float32)
     for mask, distances in zip(flat, maps, strict=True):

@@ -111,6 +111,25 @@ def ignore_where(target: Tensor, where: Tensor, num_classes: int, exclusive: boo
     return torch.cat((regions & ~where, ignored | where), 1)
 
 
+def foreground_masks(target: Tensor, num_classes: int, exclusive: bool) -> Tensor:
+    """Where each class or region is.
+
+    Args:
+        target: labels (B, 1, *spatial), or regions (B, K, *spatial) with or without an ignore mask
+            as a last channel.
+        num_classes: K, the number of segmentation heads.
+        exclusive: labels, not regions.
+
+    Returns:
+        (B, F, *spatial), bool: F is K - 1 for labels, which leave out background, and K for
+        regions. Ignored voxels are in none.
+    """
+    if not exclusive:
+        return target[:, :num_classes].bool()
+    classes = torch.arange(1, num_classes, device=target.device)
+    return target == classes.view(-1, *[1] * (target.ndim - 2))
+
+
 def at_every_resolution(
     target: Tensor, scales: Sequence[float | Sequence[float]] | None
 ) -> list[Tensor]:

@@ -9,6 +9,7 @@ from nnunetv2_plgcl.semisupervised.targets import (
     at_every_resolution,
     class_probabilities,
     confidence,
+    foreground_masks,
     hard_target,
     ignore_where,
     join_targets,
@@ -94,6 +95,15 @@ def test_more_can_be_ignored_later(exclusive):
     after = ignore_where(before, where, 3, exclusive)
     assert torch.equal(after, hard_target(maps, exclusive, 0.7))
     assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_foreground_masks_leave_out_background_and_what_is_ignored(exclusive):
+    target = hard_target(probability_maps(exclusive), exclusive, 0.6)
+    masks = foreground_masks(target, 3, exclusive)
+    for image, where, values in voxels(target):
+        expected = [values == [1], values == [2]] if exclusive else values[:3]
+        assert masks[(image, slice(None), *where)].tolist() == expected
 
 
 @pytest.mark.parametrize(
