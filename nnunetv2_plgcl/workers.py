@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,20 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Inside, an error that does not name the file becomes a ValueError that does."""
+    """Inside, an error that does not name the file becomes a ValueError that does.
+
+    nnU-Net's readers print what is wrong and raise an error without words. What they print is kept
+    from the console and becomes the words of such an error.
+    """
+    printed = io.StringIO()
     try:
-        yield
+        with redirect_stdout(printed):
+            yield
     except Exception as error:
         if str(file) in str(error):
             raise
-        raise ValueError(f"{file}: {one_line(error)}") from error
+        said = one_line(error) if str(error) else " ".join(printed.getvalue().split())
+        raise ValueError(f"{file}: {said or type(error).__name__}") from error
 
 
 def describe_failures(failures: Mapping[str, str], total: int, shown: int = 3) -> str:

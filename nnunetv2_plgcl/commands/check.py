@@ -41,7 +41,9 @@ def check(argv: Sequence[str] | None = None) -> None:
 
         plans, dataset = read_plans(dataset_name(args.d), args.p, args.c)
         fold = int(args.f) if args.f.isdecimal() else args.f
-        findings = library.check_training(plans, dataset, args.c, fold, args.group_by, args.np)
+        findings = library.check_training(
+            plans, dataset, args.c, fold, args.group_by, args.np, all_values=True
+        )
         settings = read_settings(
             nnUNetTrainerPLGCL.settings_class,
             PlansManager(plans).get_configuration(args.c).configuration,

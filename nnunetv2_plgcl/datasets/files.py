@@ -5,15 +5,21 @@ Source: ours.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_plgcl.datasets.groups import EVERY_CASE_ITSELF
+from nnunetv2_plgcl.workers import one_line
 
+if TYPE_CHECKING:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+PARTS = ("train", "val", "unlabelled")  # of a fold; any other key is passed over
 GROUPS = "plgcl_groups.json"  # beside splits_final.json
 
 
@@ -53,7 +59,8 @@ def read_split(file: Path) -> list[dict[str, list[str]]]:
     """What a ``splits_final.json`` holds; nothing where there is no file.
 
     Raises:
-        ValueError: it is damaged, or no list of folds with lists of cases.
+        ValueError: it is damaged, no list of folds with lists of cases, or a part of a fold has
+            another name, such as "unlabeled", that plain reading would pass over.
     """
     if not file.is_file():
         return []
@@ -64,11 +71,24 @@ def read_split(file: Path) -> list[dict[str, list[str]]]:
             f'[{{"train": [...], "val": [...], "unlabelled": [...]}}].'
         )
     for number, fold in enumerate(split):
-        for part in ("train", "val", "unlabelled"):
+        for key in set(fold) - set(PARTS):
+            meant = _part_like(key)
+            if meant == "unlabelled" or (meant and meant not in fold):
+                raise ValueError(f'{file}: fold {number} has "{key}". Is "{meant}" meant?')
+        for part in PARTS:
             cases = fold.get(part, [] if part == "unlabelled" else None)
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise ValueError(f'{file}: "{part}" of fold {number} is no list of case names.')
     return split
+
+
+def _part_like(key: str) -> str | None:
+    """The part of a fold that a key looks like, written otherwise, such as "unlabeled"."""
+    word = re.sub("[^a-z]", "", key.lower())
+    near = difflib.get_close_matches(word, [*PARTS, "validation", "training"], n=1, cutoff=0.7)
+    if "unlab" in word or near == ["unlabelled"]:
+        return "unlabelled"
+    return {"validation": "val", "training": "train"}.get(near[0], near[0]) if near else None
 
 
 def read_group_pattern(preprocessed: Path) -> str | None:
@@ -208,6 +228,35 @@ def read_plans(dataset_name: str, plans_name: str, configuration: str) -> tuple[
             f"{', '.join(plans['configurations'])}."
         )
     return plans, read_json(folder / "dataset.json")
+
+
+def channel_names(dataset: Mapping[str, Any]) -> list[str]:
+    """Of a dataset.json, under either key that nnU-Net reads (``determine_num_input_channels``)."""
+    return list(dataset["modality"] if "modality" in dataset else dataset["channel_names"])
+
+
+def label_manager(dataset: Mapping[str, Any]) -> LabelManager:
+    """nnU-Net's own for a dataset.json. Where its regions have no order, that in which they are
+    written: it matters for predictions alone.
+
+    Raises:
+        ValueError: nnU-Net refuses the labels.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    order = dataset.get("regions_class_order")
+    try:
+        if order is None:
+            foreground = [v for n, v in dataset["labels"].items() if n != "ignore"]
+            order = [max(v) for v in map(values_of, foreground) if v != {0}]
+        return LabelManager(dict(dataset["labels"]), order)
+    except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f'nnU-Net refuses "labels" in dataset.json: {one_line(error)}') from error
+
+
+def values_of(label: Any) -> set[int]:
+    """Values that a class in ``"labels"`` of dataset.json stands for: one, or those of a region."""
+    return {int(value) for value in (label if isinstance(label, (list, tuple)) else [label])}
 
 
 def training_cases(dataset: str) -> tuple[str, list[str]]:

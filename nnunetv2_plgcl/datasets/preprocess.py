@@ -12,9 +12,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nnunetv2_plgcl.datasets.files import read_plans
+import numpy as np
+
+from nnunetv2_plgcl.datasets.files import channel_names, read_plans
 from nnunetv2_plgcl.datasets.integrity import require_whole
+from nnunetv2_plgcl.datasets.preprocessed import read_header
 from nnunetv2_plgcl.datasets.raw import companions, images_by_case, labelled_images
 from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.unlabelled import (
@@ -146,6 +150,7 @@ def preprocess_case(job: Job, case: str, files: Sequence[Path]) -> None:
     configuration = plans.get_configuration(job.configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
     made = job.folder / INCOMPLETE / case
+    _require_channels(preprocessor, len(channel_names(job.dataset)))
     with naming(files[0]):
         preprocessor.run_case_save(
             str(made), [str(file) for file in files], None, plans, configuration, job.dataset
@@ -156,11 +161,26 @@ def preprocess_case(job: Job, case: str, files: Sequence[Path]) -> None:
     Path(f"{made}_seg.b2nd").unlink()
 
 
+def _require_channels(preprocessor: Any, number: int) -> None:
+    """Let a preprocessor refuse images with other channels as soon as it has read them: with fewer
+    nnU-Net goes on, with more it fails somewhere else."""
+    run_case_npy = preprocessor.run_case_npy
+
+    def checked(data: np.ndarray, *arguments: Any) -> Any:
+        if len(data) != number:
+            raise ValueError(f"{len(data)} channels, but dataset.json has {number}.")
+        return run_case_npy(data, *arguments)
+
+    preprocessor.run_case_npy = checked
+
+
 def _is_done(folder: Path, case: str, files: Sequence[Path]) -> bool:
     # ctime, too: an image may be replaced by one with an older date
     made = folder / f"{case}.b2nd"
     changed = (max(status.st_mtime, status.st_ctime) for status in map(Path.stat, files))
-    return made.is_file() and made.stat().st_mtime >= max(changed)
+    return (
+        made.is_file() and made.stat().st_mtime >= max(changed) and "error" not in read_header(made)
+    )
 
 
 def _remove(folder: Path, case: str) -> None:

@@ -113,6 +113,11 @@ def _stems(name: str) -> Iterator[str]:
         yield re.sub(f"{CHANNEL}$", "", name)
 
 
+def spacing_file(image: Path) -> Path:
+    """Where nnU-Net's ``Tiff3DIO`` looks for the spacing of an image; rarely there is one."""
+    return image.with_name(re.sub(rf"{CHANNEL}\.\w+(\.gz)?$", "", image.name) + ".json")
+
+
 def cases_without_label(raw: Path, dataset: Mapping[str, Any], cases: Collection[str]) -> list[str]:
     """Cases of ``imagesTr`` that have no file in ``labelsTr``; none where that has none at all,
     since then the labels are not at hand."""
@@ -122,6 +127,11 @@ def cases_without_label(raw: Path, dataset: Mapping[str, Any], cases: Collection
     names = set(os.listdir(labels)) if labels.is_dir() else set()
     without = [case for case in cases if f"{case}{dataset['file_ending']}" not in names]
     return without if len(without) < len(cases) else []
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there is such a folder with more in it than hidden files."""
+    return folder.is_dir() and not all(map(is_hidden, os.listdir(folder)))
 
 
 def is_hidden(name: str) -> bool:

@@ -67,11 +67,12 @@ def split_dataset(
             f"Labels of {name} are hidden by --strict, so a split would leave those cases out. "
             f"First: {COMMAND} -d {dataset} --undo"
         )
-    file = split_file(name, make_folder=strict)
+    without_label = cases_without_label(raw, read_json(raw / "dataset.json"), cases)
+    # nnU-Net plans no dataset in which labels are missing, so the split comes first
+    file = split_file(name, make_folder=strict or bool(without_label))
     pattern = group_by or guess_group_pattern(cases)
     groups = group_cases(cases, pattern)
     print(f"{name}: {describe_groups(groups, pattern, guessed=not group_by)}")
-    without_label = cases_without_label(raw, read_json(raw / "dataset.json"), cases)
     splits = make_split(
         cases, parse_amount(labelled), parse_amount(val), group_by=pattern, folds=folds, seed=seed,
         without_label=without_label,

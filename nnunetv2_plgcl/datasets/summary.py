@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from nnunetv2_plgcl.datasets.files import states_of
+from nnunetv2_plgcl.datasets.cache import read_once
 from nnunetv2_plgcl.datasets.integrity import require_whole
+from nnunetv2_plgcl.datasets.raw import spacing_file
+from nnunetv2_plgcl.workers import naming, one_line
 
 CACHE = "plgcl_images.json"  # in the preprocessed dataset's folder
 NIFTI1 = 348  # bytes of its header
-IN_THIS_PROCESS = 64  # so few images are read before worker processes have started
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,9 @@ def _orientation(properties: Mapping[str, Any]) -> str | None:
     if "nibabel_stuff" in properties:
         import nibabel
 
-        return "".join(nibabel.aff2axcodes(properties["nibabel_stuff"]["original_affine"]))
+        affines = properties["nibabel_stuff"]  # the second, where the reader has turned the image
+        affine = affines.get("reoriented_affine", affines["original_affine"])
+        return "".join(nibabel.aff2axcodes(affine))
     return None
 
 
@@ -93,11 +90,12 @@ def read_summary(files: Sequence[Path], reader: Any) -> ImageSummary:
     try:
         for file in files:
             require_whole(file)
-        summary = summarise(*reader().read_images([str(file) for file in files]))
+        with naming(files[0]):
+            summary = summarise(*reader().read_images([str(file) for file in files]))
         # SimpleITK reads NaN in NIfTI files as 0
         return replace(summary, finite=summary.finite and all(map(_is_finite, files)))
     except Exception as error:  # a reader may raise anything
-        return ImageSummary(error=" ".join(str(error).split()) or type(error).__name__)
+        return ImageSummary(error=one_line(error))
 
 
 def _is_finite(file: Path) -> bool:
@@ -124,46 +122,17 @@ def summaries(
     Args:
         images: files of each case, one per channel or one for all.
         reader: nnU-Net's reader class of the dataset.
-        cache: JSON file, made or replaced in one step. Where it cannot be written, all is read
-            again the next time.
-        processes: to read many images with.
+        cache, processes: as for ``read_once``.
     """
-    remembered = _read_cache(cache)
-    states = {case: states_of(files) for case, files in images.items()}
-    found = {
-        case: _from_json(remembered[case]["summary"])
-        for case, state in states.items()
-        if case in remembered and remembered[case]["state"] == state
-    }
-    waiting = [case for case in images if case not in found]
-    if waiting:
-        arguments = [images[case] for case in waiting], repeat(reader)
-        bar = tqdm(
-            total=len(waiting), desc="Checking images", disable=len(waiting) < IN_THIS_PROCESS
-        )
-        with bar:
-            if len(waiting) < IN_THIS_PROCESS or processes < 2:
-                found.update(_count(zip(waiting, map(read_summary, *arguments), strict=True), bar))
-            else:
-                context = multiprocessing.get_context("spawn")
-                with ProcessPoolExecutor(processes, context) as pool:
-                    results = pool.map(read_summary, *arguments, chunksize=16)
-                    found.update(_count(zip(waiting, results, strict=True), bar))
-        readable = {case: summary for case, summary in found.items() if summary.error is None}
-        _write_cache(
-            cache,
-            {
-                **remembered,
-                **{c: {"state": states[c], "summary": asdict(s)} for c, s in readable.items()},
-            },
-        )
-    return {case: found[case] for case in images}
+    arguments = {case: (files, reader) for case, files in images.items()}
+    files = {case: [*of, spacing_file(of[0])] for case, of in images.items()}
+    found = read_once(_values, arguments, files, cache, processes, "Checking images")
+    return {case: _from_json(values) for case, values in found.items()}
 
 
-def _count(pairs: Any, bar: tqdm) -> Any:
-    for pair in pairs:
-        bar.update()
-        yield pair
+def _values(files: Sequence[Path], reader: Any) -> dict[str, Any]:
+    values = asdict(read_summary(files, reader))
+    return {key: value for key, value in values.items() if (key, value) != ("error", None)}
 
 
 def _from_json(values: dict[str, Any]) -> ImageSummary:
@@ -171,20 +140,3 @@ def _from_json(values: dict[str, Any]) -> ImageSummary:
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     return ImageSummary(**fields)
-
-
-def _read_cache(cache: Path) -> dict[str, dict]:
-    try:
-        content: dict[str, dict] = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content
-
-
-def _write_cache(cache: Path, content: dict[str, dict]) -> None:
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content))
-        os.replace(temporary, cache)
-    except OSError:
-        temporary.unlink(missing_ok=True)

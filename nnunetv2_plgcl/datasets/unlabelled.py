@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_plgcl.datasets.files import dataset_number
+from nnunetv2_plgcl.datasets.raw import holds_files, is_hidden
 
 UNLABELLED_IMAGES = "imagesUn"
 PREPROCESSING = "preprocessing.json"  # how the images of a folder were preprocessed
@@ -73,7 +74,7 @@ def unlabelled_cases(
     splits: Sequence[dict],
     fold: int | str,
     splits_file: Path,
-    dataset_id: int | str,
+    dataset_id: int,
     images_un: Sequence[str] = (),
 ) -> list[str]:
     """Cases that the fold lists under its third key, ``"unlabelled"``, and those of ``imagesUn``.
@@ -85,11 +86,12 @@ def unlabelled_cases(
         fold: number, or ``"all"``.
         splits_file: to be named in errors.
         dataset_id: to be named in errors.
-        images_un: preprocessed cases of ``imagesUn``, unlabelled in every fold.
+        images_un: preprocessed cases of ``imagesUn``, unlabelled in every fold, which may list
+            them all the same.
 
     Raises:
         ValueError: there is no such fold; it has no unlabelled, labelled or validation case, or
-            one that is unlabelled and labelled or in validation, or names one twice.
+            one that is unlabelled and labelled or in validation, or names one twice in a part.
     """
     mend = (
         f"Write a split with unlabelled cases: nnUNetv2_plgcl_split -d {dataset_id} --labelled "
@@ -101,7 +103,8 @@ def unlabelled_cases(
         raise ValueError(f"Fold {fold} is not in {splits_file}, which has {len(splits)}. {mend}")
     listed = isinstance(fold, int) and fold < len(splits)
     split = splits[int(fold)] if listed else {"train": [], "val": []}
-    cases = [*split.get("unlabelled", []), *images_un]
+    named = split.get("unlabelled", [])
+    cases = [*named, *(case for case in images_un if case not in set(named))]
     if not cases and not listed:
         raise ValueError(f"Fold {fold} is not in {splits_file}, so no case is unlabelled. {mend}")
     if not cases:
@@ -116,9 +119,12 @@ def unlabelled_cases(
                 f"{'is' if len(both) == 1 else 'are'} both unlabelled and {meaning}. "
                 f"Remove from one of the two. {mend}"
             )
-    if len(set(cases)) != len(cases):
-        twice = sorted(case for case, number in Counter(cases).items() if number > 1)
-        raise ValueError(f"Fold {fold} of {splits_file} lists {some(twice)} twice as unlabelled.")
+    for part, meaning in (("train", "labelled"), ("val", "validation"), ("unlabelled",) * 2):
+        twice = [case for case, number in Counter(split.get(part, [])).items() if number > 1]
+        if twice:
+            raise ValueError(
+                f"Fold {fold} of {splits_file} lists {some(twice)} twice as {meaning}."
+            )
     return cases
 
 
@@ -145,9 +151,9 @@ def require_current(
     done = preprocessed_cases(folder_un)
     if done and read_preprocessing(folder_un) != preprocessing_of(plans, configuration):
         raise ValueError(f"The images in {folder_un} were preprocessed with other plans. {mend}")
-    if raw_images.is_dir():
+    if holds_files(raw_images):
         channel = len("_0000" + file_ending)
-        names = [entry.name for entry in os.scandir(raw_images) if entry.name[0] != "."]
+        names = [entry.name for entry in os.scandir(raw_images) if not is_hidden(entry.name)]
         raw = {name[:-channel] for name in names if name.endswith(file_ending)}
         missing = sorted(raw - set(done))
         if missing:

@@ -5,6 +5,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import blosc2
 import nibabel
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from training import make_trainer, tiny
 
 from nnunetv2_plgcl import commands
+from nnunetv2_plgcl.datasets import cache as cache_module
 from nnunetv2_plgcl.datasets import summary as summary_module
 from nnunetv2_plgcl.datasets.check import parts as parts_module
-from nnunetv2_plgcl.datasets.check.images import check_images
+from nnunetv2_plgcl.datasets.check.images import check_images, check_spacing_files
+from nnunetv2_plgcl.datasets.check.labels import check_labels
 from nnunetv2_plgcl.datasets.check.parts import check_parts
+from nnunetv2_plgcl.datasets.files import read_split
 from nnunetv2_plgcl.datasets.summary import ImageSummary, read_summary, summaries, summarise
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
@@ -150,6 +154,55 @@ def test_folds_that_cannot_be_trained(prepared, capsys, fold, split, message):
     assert stopped.value.code == 1 and message in capsys.readouterr().out
 
 
+def write_split(prepared, **changes):
+    fold = {**prepared.split, **changes}
+    (prepared.preprocessed / "splits_final.json").write_text(json.dumps([fold]))
+
+
+@pytest.mark.parametrize("key", ["unlabeled", "Unlabelled", "un_labelled", "unlabelled_cases"])
+def test_a_key_close_to_unlabelled_is_named(prepared, key):
+    """Beside images in imagesUn it would be dropped in silence."""
+    fold = {**prepared.split, key: prepared.split["unlabelled"]}
+    file = prepared.preprocessed / "splits_final.json"
+    file.write_text(json.dumps([fold]))
+    with pytest.raises(ValueError, match=f'fold 0 has "{key}". Is "unlabelled" meant'):
+        read_split(file)
+    del fold["val"]
+    fold["validation"] = fold.pop(key)
+    file.write_text(json.dumps([fold]))
+    with pytest.raises(ValueError, match='fold 0 has "validation". Is "val" meant'):
+        read_split(file)
+
+
+def test_any_other_key_of_a_fold_is_warned_of(prepared, capsys):
+    write_split(prepared, test=["somebody"])
+    status, out = run(capsys)
+    assert status == 0 and "splits_final.json has test, which nothing reads" in out
+
+
+@pytest.mark.parametrize(
+    ("part", "meaning"), [("train", "labelled"), ("val", "validation"), ("unlabelled",) * 2]
+)
+def test_a_case_twice_in_one_part(prepared, capsys, part, meaning):
+    first = prepared.split[part][0]
+    write_split(prepared, **{part: [*prepared.split[part], first]})
+    status, out = run(capsys)
+    assert status == 1 and f"lists Case {first} twice as {meaning}" in out
+
+
+def test_names_of_files_in_a_split(prepared, capsys):
+    first, *others = prepared.split["train"]
+    write_split(prepared, train=[f"{first}.nii.gz", *others])
+    status, out = run(capsys)
+    assert status == 1 and f"Case {first}.nii.gz: not preprocessed" in out
+
+
+def test_a_pattern_noted_for_names_that_have_changed(prepared, capsys):
+    (prepared.preprocessed / "plgcl_groups.json").write_text(r'{"group_by": "subject\\d+"}')
+    status, out = run(capsys)
+    assert status == 0 and r"no patient by 'subject\d+', which plgcl_groups.json notes" in out
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -227,6 +280,123 @@ def test_labels_of_unlabelled_cases_are_not_opened(prepared, capsys):
     assert run(capsys)[0] == 0
 
 
+def gt(prepared, case: str) -> Path:
+    return prepared.preprocessed / "gt_segmentations" / f"{case}.nii.gz"
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_label_value_that_dataset_json_does_not_name(prepared, capsys, part):
+    """A mask of 0 and 255, one stray voxel: read from the labels that a training may open."""
+    case = prepared.split[part][0]
+    rewrite(gt(prepared, case), lambda a: np.where(a == 1, 255, a))
+    rewrite(gt(prepared, prepared.split["unlabelled"][0]), lambda a: 0 * a + 77)
+    status, out = run(capsys)
+    assert (
+        status == 1 and f"Case {case}: value 255 in the label, but dataset.json names 0, 1" in out
+    )
+    assert "77" not in out
+    with pytest.raises(ValueError, match=f"Case {case}: value 255"):
+        start(prepared)
+
+
+def test_labels_without_any_class_are_warned_of(prepared, capsys):
+    """Users are told to fill labels of unlabelled cases with zeros; true negatives exist."""
+    case = prepared.split["train"][0]
+    rewrite(gt(prepared, case), lambda a: 0 * a)
+    status, out = run(capsys)
+    assert status == 0 and f"warning Case {case}: no voxel of any class in the label" in out
+
+
+def test_values_of_labels_are_told_as_they_are():
+    labels = {"background": "0", "ring": "1", "core": "2"}
+    found = {"a": {"values": [0.0, 0.9999999]}, "b": {"values": [1.0, 2.0]}, "c": {"error": "x"}}
+    findings = texts(check_labels(found, {"labels": labels}), "error")
+    assert "Case a: value 0.9999999, which is no whole number" in findings
+    assert "case c cannot be read" in findings and "Case b" not in findings
+    found = {"a": {"values": [0.0, 3.0]}, "b": {"values": [1.0, 3.0]}}
+    with_ignore = {"labels": {"background": 0, "ring": 1, "core": 2, "ignore": 3}}
+    findings = list(check_labels(found, with_ignore))
+    assert not texts(findings, "error") and "Case a: no voxel" in texts(findings, "warning")
+
+
+def damage(file: Path, how: str) -> None:
+    image = blosc2.open(str(file), mode="r")[:]
+    whole = file.read_bytes()
+    file.unlink()
+    if how in ("nan", "channels"):
+        image = np.full_like(image, np.nan) if how == "nan" else np.concatenate([image, image])
+        blosc2.asarray(image, urlpath=str(file))
+    else:
+        file.write_bytes({"truncated": whole[: len(whole) // 2], "garbage": b"\7" * 999}[how])
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", "cannot be opened, it is damaged"),
+        ("garbage", "cannot be opened, it is damaged"),
+        ("channels", "2 channels preprocessed, but dataset.json has 1"),
+        ("nan", "NaN or infinite once preprocessed"),
+    ],
+)
+@pytest.mark.parametrize("part", ["unlabelled", "val"])
+def test_damaged_preprocessed_files(prepared, capsys, how, message, part):
+    """They would stop a training after its warm-up, or validation after all of it."""
+    case = prepared.split[part][0]
+    damage(prepared.case_folder / f"{case}.b2nd", how)
+    status, out = run(capsys)
+    assert status == 1 and f"Case {case}" in out and message in out
+
+
+def test_a_training_does_not_start_with_a_damaged_file(prepared, capsys):
+    case = prepared.split["unlabelled"][0]
+    damage(prepared.case_folder / f"{case}.b2nd", "truncated")
+    with pytest.raises(ValueError, match=f"Case {case}.*damaged.*nnUNetv2_preprocess"):
+        start(prepared)
+
+
+def test_paths_of_another_machine_and_an_empty_folder(prepared, capsys):
+    raw = prepared.base / "nnUNet_raw" / prepared.name
+    shutil.rmtree(raw / "imagesTr")
+    (raw / "imagesTr").mkdir()
+    status, out = run(capsys)
+    assert status == 0 and "raw images are not at hand" in out
+    file = prepared.preprocessed / "dataset.json"
+    cases = [case for part in prepared.split.values() for case in part]
+    listed = {
+        c: {"images": [f"/elsewhere/{c}.nii"], "label": f"/elsewhere/l{c}.nii"} for c in cases
+    }
+    file.write_text(json.dumps({**prepared.dataset_json(), "dataset": listed}))
+    status, out = run(capsys)
+    assert status == 0 and "raw images are not at hand" in out
+
+
+def test_a_preprocessed_folder_that_can_only_be_read(prepared, capsys, monkeypatch):
+    """As on clusters: what was read is remembered beside the results, or not at all."""
+    monkeypatch.setattr(cache_module.os, "access", lambda path, mode: False)
+    assert run(capsys)[0] == 0
+    assert not list(prepared.preprocessed.glob("plgcl_*"))
+    assert len(list(prepared.results.glob("plgcl_*.json"))) == 4
+
+    def read_only(*_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(cache_module.os, "replace", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    assert run(capsys)[0] == 0
+
+
+def test_names_that_nnunet_accepts_in_dataset_json(prepared, capsys):
+    """ "modality" as in earlier versions, labels in quotes, no numTraining."""
+    content = prepared.dataset_json()
+    content["modality"] = content.pop("channel_names")
+    content["labels"] = {name: str(value) for name, value in content["labels"].items()}
+    content.pop("numTraining", None)
+    (prepared.preprocessed / "dataset.json").write_text(json.dumps(content))
+    status, out = run(capsys)
+    assert status == 0 and "0 errors, 0 warnings" in out
+
+
 def test_wrong_arguments_are_told_in_one_line(prepared):
     for arguments, message in (
         (["-d", "7", "-c", TINY, "-f", "0"], "no dataset 7"),
@@ -276,6 +446,34 @@ def test_values_that_are_not_finite_are_an_error():
     assert "Case b: NaN or infinite values" in texts(findings, "error")
 
 
+def test_black_slices_are_warned_of_and_no_copies():
+    """Volumes saved as 2D images have some; in a volume all black is an export that failed."""
+    black = {"shape": (1, 8, 8), "minimum": (0.0,), "maximum": (0.0,), "digest": "black"}
+    seen = {"a": image(digest="1"), "b": image(**black), "c": image(**black)}
+    findings = list(check_images(parts(["a"], ["b"], ["c"]), seen, 1))
+    assert not texts(findings, "error") and "copies" not in texts(findings, "warning")
+    assert "Cases b, c: the same value everywhere" in texts(findings, "warning")
+
+
+def test_an_image_without_the_spacing_file_that_others_have(tmp_path):
+    for name in ("a_0000.tif", "b_0000.tif", "a.json"):
+        (tmp_path / name).touch()
+    files = {case: [tmp_path / f"{case}_0000.tif"] for case in "ab"}
+    found = texts(check_spacing_files(parts(["a"], ["b"]), files), "warning")
+    assert f"Case b: no file {tmp_path / 'b.json'} with the spacing" in found
+    (tmp_path / "a.json").unlink()
+    assert not list(check_spacing_files(parts(["a"], ["b"]), files))
+
+
+def test_an_image_that_its_reader_turns_is_not_warned_of(tmp_path):
+    from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+
+    file = tmp_path / "a_0000.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6)), np.diag([-1, -1, 1, 1])), file)
+    assert read_summary([file], NibabelIO).orientation == "LPS"
+    assert read_summary([file], NibabelIOWithReorient).orientation == "RAS"
+
+
 def test_copies_within_one_part_are_only_wasteful():
     seen = {"a": image(digest="1"), "b": image(digest="2"), "c": image(digest="2")}
     findings = list(check_images(parts(["a"], ["b", "c"]), seen, 1))
@@ -323,7 +521,7 @@ def test_images_are_read_once_until_they_change(prepared, tmp_path, monkeypatch)
 
 
 def test_worker_processes_find_the_same(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(summary_module, "IN_THIS_PROCESS", 1)
+    monkeypatch.setattr(cache_module, "IN_THIS_PROCESS", 1)
     files = {case: [raw_image(prepared, case)] for case in prepared.split["unlabelled"]}
     alone = summaries(files, SimpleITKIO, tmp_path / "a.json", 1)
     assert summaries(files, SimpleITKIO, tmp_path / "b.json", 2) == alone

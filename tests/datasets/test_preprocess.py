@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import blosc2
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -141,6 +142,23 @@ def test_a_damaged_image_is_named_and_the_others_are_done(prepared, in_this_proc
     assert "1 of 2 cases failed" in message and bad in message
     assert "\n" not in message
     assert preprocessed_cases(folder_un(prepared)) == [good]
+
+
+def test_other_channels_and_damaged_results_are_noticed(prepared, in_this_process):
+    """Fewer channels nnU-Net lets pass; a time series has more."""
+    good, several = put_unlabelled(prepared, prepared.split["unlabelled"][:2])
+    file = raw_folder(prepared) / "imagesUn" / f"{several}_0000.nii.gz"
+    frames = nibabel.load(file)
+    data = np.stack([frames.get_fdata()] * 3, -1)
+    nibabel.save(nibabel.Nifti1Image(data.astype(np.float32), frames.affine), file)
+    with pytest.raises(RuntimeError, match=rf"{file}: 3 channels, but dataset.json has 1\."):
+        preprocess_unlabelled(prepared.name, TINY, show_progress=False)
+    file.unlink()
+    made = folder_un(prepared) / f"{good}.b2nd"
+    whole = made.read_bytes()
+    made.write_bytes(whole[:500])
+    assert preprocess_unlabelled(prepared.name, TINY, show_progress=False) == (1, 0)
+    assert image(folder_un(prepared), good).size
 
 
 def failure(prepared) -> str:

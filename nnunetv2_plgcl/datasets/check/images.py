@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from nnunetv2_plgcl.datasets.check.finding import PARTS, Finding, Part, first, numbers
+from nnunetv2_plgcl.datasets.raw import spacing_file
 from nnunetv2_plgcl.datasets.summary import ImageSummary
 from nnunetv2_plgcl.datasets.unlabelled import some
 
@@ -41,6 +43,25 @@ def check_images(
         yield from _intensity(labelled, others, images)
 
 
+def check_spacing_files(
+    parts: Mapping[Part, Sequence[str]], files: Mapping[str, Sequence[Path]]
+) -> Iterator[Finding]:
+    """Images without the file that holds the spacing of others (nnU-Net's for 3D TIFF).
+
+    Args:
+        parts: cases of each part.
+        files: image files of every case that is at hand.
+    """
+    known = [case for part in PARTS for case in parts[part] if case in files]
+    without = [case for case in known if not spacing_file(files[case][0]).is_file()]
+    if without and len(without) < len(known):
+        yield Finding(
+            "warning",
+            f"{some(without)}: no file {spacing_file(files[without[0]][0])} with the spacing, as "
+            f"other images have. nnU-Net then takes 1 x 1 x 1 mm.",
+        )
+
+
 def _channels(
     cases: Sequence[str], images: Mapping[str, ImageSummary], channels: int
 ) -> Iterator[Finding]:
@@ -71,11 +92,16 @@ def _values(cases: Sequence[str], images: Mapping[str, ImageSummary]) -> Iterato
             f"{some(partly)}: channel {flat[partly[0]].index(True)} has the same value everywhere. "
             f"Is a channel missing?",
         )
-    if constant:
-        yield Finding(
-            "error",
-            f"{some(constant)}: the same value everywhere. Remove the images, they teach nothing.",
-        )
+    # a slice outside the body may be black, a volume may not
+    slices = [case for case in constant if images[case].shape[0] == 1]
+    volumes = [case for case in constant if images[case].shape[0] != 1]
+    for level, useless in (("warning", slices), ("error", volumes)):
+        if useless:
+            yield Finding(
+                level,  # type: ignore[arg-type]
+                f"{some(useless)}: the same value everywhere. Remove the images, they teach "
+                f"nothing.",
+            )
 
 
 def _copies(
@@ -84,6 +110,8 @@ def _copies(
     part_of = {case: part for part in PARTS for case in parts[part]}
     by_digest = defaultdict(list)
     for case in dict.fromkeys(cases):
+        if images[case].minimum == images[case].maximum:
+            continue  # black slices are equal, but no copies
         by_digest[images[case].digest].append(case)
     copies = [same for same in by_digest.values() if len(same) > 1]
     leaks = [same for same in copies if len({part_of[case] for case in same}) > 1]

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import filterfalse
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunetv2_plgcl.datasets.check.classes import check_classes
+from nnunetv2_plgcl.datasets.cache import cache_folder
 from nnunetv2_plgcl.datasets.check.finding import PARTS, Finding, Part
-from nnunetv2_plgcl.datasets.check.images import check_images
+from nnunetv2_plgcl.datasets.check.images import check_images, check_spacing_files
+from nnunetv2_plgcl.datasets.check.labels import check_classes, check_labels
 from nnunetv2_plgcl.datasets.check.parts import check_parts
-from nnunetv2_plgcl.datasets.files import dataset_number, read_group_pattern, read_split
-from nnunetv2_plgcl.datasets.raw import images_by_case, labelled_images
+from nnunetv2_plgcl.datasets.check.preprocessed import check_preprocessed
+from nnunetv2_plgcl.datasets.files import PARTS as KEYS_OF_A_FOLD
+from nnunetv2_plgcl.datasets.files import (
+    channel_names,
+    dataset_number,
+    read_group_pattern,
+    read_split,
+)
+from nnunetv2_plgcl.datasets.labels import CACHE as LABELS_CACHE
+from nnunetv2_plgcl.datasets.labels import label_files, label_values
+from nnunetv2_plgcl.datasets.raw import holds_files, images_by_case, is_hidden, labelled_images
 from nnunetv2_plgcl.datasets.strict import require_replanned
-from nnunetv2_plgcl.datasets.summary import CACHE, summaries
+from nnunetv2_plgcl.datasets.summary import CACHE as IMAGES_CACHE
+from nnunetv2_plgcl.datasets.summary import summaries
 from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
     preprocessed_cases,
@@ -32,6 +45,7 @@ def check_training(
     fold: int | str,
     group_by: str | None = None,
     processes: int = 2,
+    all_values: bool = False,
 ) -> list[Finding]:
     """Check one fold of a planned and preprocessed dataset.
 
@@ -42,7 +56,8 @@ def check_training(
         fold: number, or ``"all"``.
         group_by: what in a case name is the patient; if None, what ``nnUNetv2_plgcl_split``
             noted beside the split, else guessed.
-        processes: to read images with that were not read before.
+        processes: to read what was not read before with.
+        all_values: read all values of preprocessed images, not only their headers.
 
     Raises:
         ValueError: a JSON file is damaged; ``group_by`` finds nothing in a case.
@@ -52,14 +67,15 @@ def check_training(
 
     manager = PlansManager(plans)
     resolved = manager.get_configuration(configuration)
+    number = dataset_number(manager.dataset_name)
     base = Path(paths.nnUNet_preprocessed) / manager.dataset_name
+    cache = cache_folder(base)
     folder = base / resolved.data_identifier
     folder_un = unlabelled_folder(base, resolved.data_identifier)
     raw = Path(paths.nnUNet_raw) / manager.dataset_name if paths.nnUNet_raw.is_set() else None
     images_un = preprocessed_cases(folder_un)
     splits_file = base / "splits_final.json"
     splits = read_split(splits_file)
-    group_by = group_by or read_group_pattern(base)
 
     findings: list[Finding] = []
     unlabelled: list[str] = []
@@ -68,56 +84,83 @@ def check_training(
             ending = dataset["file_ending"]
             require_replanned(raw, base, folder)
             require_current(folder_un, plans, configuration, raw / UNLABELLED_IMAGES, ending)
-        unlabelled = unlabelled_cases(
-            splits, fold, splits_file, dataset_number(manager.dataset_name), images_un
-        )
+        unlabelled = unlabelled_cases(splits, fold, splits_file, number, images_un)
     except (ValueError, FileNotFoundError) as error:
         findings.append(Finding("error", str(error)))
     if isinstance(fold, int) and fold < len(splits):
         labelled, validation = splits[fold]["train"], splits[fold]["val"]
+        others = sorted(set(splits[fold]) - set(KEYS_OF_A_FOLD))
+        if others:
+            text = f"Fold {fold} of {splits_file} has {', '.join(others)}, which nothing reads."
+            findings.append(Finding("warning", text))
     else:  # fold all, or a split that nnU-Net is about to make
-        everything = nnUNetDatasetBlosc2.get_identifiers(str(folder)) if folder.is_dir() else []
-        labelled, validation = sorted(set(everything) - set(unlabelled)), []
+        there = nnUNetDatasetBlosc2.get_identifiers(str(folder)) if folder.is_dir() else []
+        labelled = sorted(set(filterfalse(is_hidden, there)) - set(unlabelled))
+        validation = []
     parts: dict[Part, Sequence[str]] = {
         "labelled": labelled,
         "unlabelled": unlabelled,
         "validation": validation,
     }
-    in_folder_un = set(images_un)
-    places = {c: folder_un if c in in_folder_un else folder for c in [*unlabelled, *validation]}
-    missing = [case for case, place in places.items() if not (place / f"{case}.b2nd").is_file()]
-    if missing:
-        findings.append(
-            Finding(
-                "error",
-                f"{some(missing)}: not preprocessed for configuration {configuration}. Run: "
-                f"nnUNetv2_preprocess -d {dataset_number(manager.dataset_name)} -c {configuration} "
-                f"-plans_name {manager.plans_name}",
-            )
-        )
-    findings += check_parts(parts, group_by)
+    in_folder_un = set(images_un) & set(unlabelled)
+    images = {
+        case: (folder_un if case in in_folder_un else folder) / f"{case}.b2nd"
+        for part in PARTS
+        for case in parts[part]
+    }
+    with_label = [*labelled, *validation]
+    findings += check_preprocessed(
+        images,
+        {case: folder / f"{case}_seg.b2nd" for case in with_label if images[case].is_file()},
+        len(channel_names(dataset)),
+        configuration,
+        f"Run: nnUNetv2_preprocess -d {number} -c {configuration} "
+        f"-plans_name {manager.plans_name}"
+        + (f"; for {UNLABELLED_IMAGES}, nnUNetv2_plgcl_preprocess" if in_folder_un else ""),
+        cache,
+        processes if all_values else None,
+    )
+    findings += check_parts(parts, group_by, read_group_pattern(base))
     findings += check_classes(labelled, folder, dataset["labels"])
-    if raw is None or not (raw / "dataset.json").is_file():
+    reader = manager.image_reader_writer_class
+    labels = label_files(raw, base, dataset, with_label)
+    findings += check_labels(label_values(labels, reader, cache / LABELS_CACHE, processes), dataset)
+    files = raw_images(raw, dataset, in_folder_un)
+    wanted = {case: files[case] for case in images if case in files}
+    lost = [case for case in images if case not in files]
+    if not wanted:
         findings.append(Finding("note", "The raw images are not at hand, so they are not checked."))
-    else:
-        files = labelled_images(raw, dataset)
-        if (raw / UNLABELLED_IMAGES).is_dir():
-            per_case = len(next(iter(files.values())))
-            files |= images_by_case(raw / UNLABELLED_IMAGES, dataset["file_ending"], per_case)
-        wanted = {case: files[case] for part in PARTS for case in parts[part] if case in files}
-        lost = [case for part in PARTS for case in parts[part] if case not in files]
-        if lost:
-            findings.append(
-                Finding("warning", f"{some(lost)}: no image in {raw}, so it is not checked.")
-            )
-        reader = manager.image_reader_writer_class
-        images = summaries(wanted, reader, base / CACHE, processes)
-        findings += check_images(parts, images, len(dataset["channel_names"]))
-    preprocessed = [
-        *(folder / f"{case}.b2nd" for case in labelled),
-        *(place / f"{case}.b2nd" for case, place in places.items()),
-    ]
-    on_disk = sum(file.stat().st_size for file in preprocessed if file.is_file())
+    elif lost:
+        findings.append(
+            Finding("warning", f"{some(lost)}: no image in {raw}, so it is not checked.")
+        )
+    seen = summaries(wanted, reader, cache / IMAGES_CACHE, processes)
+    findings += check_images(parts, seen, len(channel_names(dataset)))
+    findings += check_spacing_files(parts, wanted)
+    on_disk = sum(file.stat().st_size for file in images.values() if file.is_file())
     counts = ", ".join(f"{len(parts[part])} {part}" for part in PARTS)
     findings.append(Finding("note", f"{counts} cases, {on_disk / 2**30:.2f} GiB preprocessed."))
     return findings
+
+
+def raw_images(
+    raw: Path | None, dataset: Mapping[str, Any], images_un: Collection[str]
+) -> dict[str, list[Path]]:
+    """Raw image files of those cases whose files are all at hand: on another machine than that
+    where a dataset was preprocessed there may be none.
+
+    Args:
+        raw: folder of the dataset, None where there is none.
+        dataset: content of dataset.json.
+        images_un: cases of ``imagesUn``.
+
+    Raises:
+        ValueError: files that are named wrongly.
+    """
+    files: dict[str, list[Path]] = {}
+    if raw is not None and ("dataset" in dataset or holds_files(raw / "imagesTr")):
+        files |= labelled_images(raw, dataset)
+    if raw is not None and images_un and holds_files(raw / UNLABELLED_IMAGES):
+        number = len(next(iter(files.values()))) if files else None
+        files |= images_by_case(raw / UNLABELLED_IMAGES, dataset["file_ending"], number)
+    return {case: of for case, of in files.items() if all(file.is_file() for file in of)}
