@@ -113,11 +113,16 @@ def prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture
 def prepared(prepared_once: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     """A private copy of the prepared dataset, with nnU-Net's environment set to it."""
-    mine = Prepared(tmp_path, prepared_once.name, prepared_once.split)
-    shutil.copytree(prepared_once.base, tmp_path, dirs_exist_ok=True)
+    return private_copy(prepared_once, tmp_path, monkeypatch)
+
+
+def private_copy(original: Prepared, base: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    """Another one in an empty folder, with nnU-Net's environment set to it."""
+    mine = Prepared(base, original.name, original.split)
+    shutil.copytree(original.base, base, dirs_exist_ok=True)
     for name, value in mine.environment().items():
         monkeypatch.setenv(name, value)
-    os.makedirs(tmp_path / "nnUNet_results", exist_ok=True)
+    os.makedirs(base / "nnUNet_results", exist_ok=True)
     return mine
 
 

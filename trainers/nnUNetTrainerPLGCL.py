@@ -266,12 +266,6 @@ class nnUNetTrainerPLGCL(nnUNetTrainerMeanTeacher):
         return sampled_info_nce(anchors, is_anchor, *positives, *negatives, tau)
 
     @property
-    def training_progress(self) -> float:
-        """Share of the training that has passed, 0 to 1."""
-        epochs = self.current_epoch + self.iteration_in_epoch / self.num_iterations_per_epoch
-        return epochs / self.num_epochs
-
-    @property
     def contrastive_rampup(self) -> float:
         """Ramp of gamma at this iteration, from exp(-5) to 1."""
         return sigmoid_rampup(self.training_progress, self.config.contrastive_rampup_fraction)

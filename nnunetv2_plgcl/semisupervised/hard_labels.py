@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from nnunetv2_plgcl.semisupervised.losses import loss_with_ignore_label
-from nnunetv2_plgcl.semisupervised.spatial import SpatialView
 from nnunetv2_plgcl.semisupervised.targets import at_every_resolution, hard_target, join_targets
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 
@@ -27,12 +26,6 @@ class nnUNetTrainerHardPseudoLabels(nnUNetTrainerSemiSupervised):
         if len(target) == 0:  # warm-up; nothing of no size can be resized
             return [target]
         return at_every_resolution(target, self._get_deep_supervision_scales())
-
-    def spatial_view(self, like: Tensor) -> SpatialView:
-        """Rotations and flips of patches (B, C, *spatial), as far as nnU-Net mirrors this data."""
-        return SpatialView(
-            like, self.configuration_manager.spacing, self.inference_allowed_mirroring_axes
-        )
 
     def pseudo_label_loss(self, logits: list[Tensor], pseudo_target: list[Tensor]) -> Tensor:
         """nnU-Net's loss of unlabelled patches alone; zero for an empty batch, as in warm-up.

@@ -59,6 +59,25 @@ def consistency_loss(
     return loss if dice is None else loss + dice(logits, target, loss_mask=sure)
 
 
+def squared_consistency(
+    probabilities: Tensor, target: Tensor, where: Tensor | None = None
+) -> Tensor:
+    """Mean squared difference of two predictions. Source: Mean Teacher (Tarvainen & Valpola, 2017).
+
+    Args:
+        probabilities: (B, K, *spatial), float32.
+        target: likewise.
+        where: (B, 1, *spatial) bool, voxels that take part; None for all.
+
+    Returns:
+        scalar, the mean over these voxels and the classes; zero where there are none.
+    """
+    squared = (probabilities - target) ** 2
+    if where is None:
+        return squared.sum() / max(squared.numel(), 1)
+    return (squared * where).sum() / (squared.shape[1] * where.sum()).clamp(min=1)
+
+
 def sigmoid_rampup(passed: float, length: float = 1.0) -> float:
     """Weight in [exp(-5), 1] that grows as exp(-5 (1 - progress)^2), as in Mean Teacher
     (Tarvainen & Valpola, 2017).

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nnunetv2_plgcl.settings import Settings, setting
+
+# What the methods in the public library SSL4MIS share (at its commit 06df604). The weight reaches
+# its value at the last iteration.
+SSL4MIS: Mapping[str, Any] = {
+    "consistency_weight": 0.1,
+    "consistency_rampup_fraction": 1.0,
+    "warmup_fraction": 0.0,
+    "ema_decay": 0.99,
+    "deployed_weights": "student",
+}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from nnunetv2_plgcl.semisupervised import log
 from nnunetv2_plgcl.semisupervised.losses import sigmoid_rampup
 from nnunetv2_plgcl.semisupervised.nonfinite import SkippedSteps, gradient_norm
 from nnunetv2_plgcl.semisupervised.settings import ConsistencySettings, SemiSupervisedSettings
+from nnunetv2_plgcl.semisupervised.spatial import SpatialView
 from nnunetv2_plgcl.semisupervised.targets import class_probabilities
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher
 
@@ -82,6 +83,12 @@ class SemiSupervisedStep(nnUNetTrainer):
         batch = self.unlabelled_batch(like)
         return batch.weak, batch.strong[0]
 
+    def spatial_view(self, like: Tensor) -> SpatialView:
+        """Rotations and flips of patches (B, C, *spatial), as far as nnU-Net mirrors this data."""
+        return SpatialView(
+            like, self.configuration_manager.spacing, self.inference_allowed_mirroring_axes
+        )
+
     # ---- stages ------------------------------------------------------------------------------
 
     strong_views: int = 1  # of each unlabelled patch
@@ -94,6 +101,12 @@ class SemiSupervisedStep(nnUNetTrainer):
     def stage(self) -> int:
         """Loaders are made anew when it changes: 0 in warm-up, 1 in the second stage."""
         return int(not self.is_warmup)
+
+    @property
+    def training_progress(self) -> float:
+        """Share of the training that has passed, 0 to 1."""
+        epochs = self.current_epoch + self.iteration_in_epoch / self.num_iterations_per_epoch
+        return epochs / self.num_epochs
 
     @property
     def consistency_rampup(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -53,6 +54,24 @@ def label_probabilities(
         maps = target[:, :num_classes].float()
         ignored = target[:, num_classes:].bool() if ignore_label is not None else None
     return maps if ignored is None else maps.masked_fill(ignored, UNKNOWN)
+
+
+def normalised_entropy(probabilities: Tensor, exclusive: bool) -> Tensor:
+    """How unsure a prediction is, as a share of the highest entropy there is: that of K classes,
+    or of K regions, each of which is in or out. Source: UA-MT (Yu et al., 2019), whose public code
+    takes the maximum of two classes for any number.
+
+    Args:
+        probabilities: (B, K, *spatial) in [0, 1].
+        exclusive: classes exclude one another; otherwise regions.
+
+    Returns:
+        (B, 1, *spatial) in [0, 1].
+    """
+    surprise = torch.special.entr(probabilities)
+    if exclusive:
+        return surprise.sum(1, True) / math.log(probabilities.shape[1])
+    return (surprise + torch.special.entr(1 - probabilities)).mean(1, True) / math.log(2)
 
 
 def confidence(probabilities: Tensor, exclusive: bool) -> Tensor:

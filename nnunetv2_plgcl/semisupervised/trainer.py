@@ -135,6 +135,20 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         self.oversample_foreground_percent: float = forced / size
         self.probabilistic_oversampling = True
 
+    def require_two_unlabelled(self, because: str) -> None:
+        """For methods that need them; ``because`` says what for.
+
+        Raises:
+            ValueError: a batch has one unlabelled patch.
+        """
+        if self.planned_batch_size - self.labelled_batch_size < 2:
+            raise ValueError(
+                f"{because}, but configuration {self.configuration_name} has one in a batch of "
+                f'{self.planned_batch_size}. Raise "batch_size", or lower "labelled_fraction" '
+                f"(now {self.config.labelled_fraction}) in the plans, so that at least two are "
+                f"unlabelled."
+            )
+
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
