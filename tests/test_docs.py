@@ -107,7 +107,12 @@ def test_command_and_options_exist(page, line, parse_only, monkeypatch, capsys):
         for word in words[3:]:
             assert not word.startswith("tests/") or (CHECKOUT / word.split("::")[0]).exists()
     elif words[0] in ("python", "python3"):
-        assert (CHECKOUT / words[1]).is_file()
+        script = CHECKOUT / words[1].removeprefix("PACKED/checkout/")
+        assert script.is_file()
+        if script.name == "benchmark.py":
+            monkeypatch.syspath_prepend(str(SCRIPTS))
+            with pytest.raises(ParsedError):
+                runpy.run_path(str(script))["read_arguments"](words[2:])
     elif words[:2] == ["docker", "build"]:
         arguments = [word.split("=")[0] for word in words if "=" in word]
         declared = re.findall(r"^ARG (\w+)", (CHECKOUT / "Dockerfile").read_text(), re.MULTILINE)

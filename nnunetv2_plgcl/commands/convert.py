@@ -20,7 +20,7 @@ def convert(argv: Sequence[str] | None = None) -> None:
         "run it again.",
     )
     parser.add_argument("dataset", choices=sorted(library.SOURCES))
-    parser.add_argument("source", type=Path, help="folder of the download")
+    parser.add_argument("source", type=Path, help="folder of the download, or a tar archive of it")
     parser.add_argument("-d", type=int, required=True, metavar="ID", help="number for nnU-Net")
     parser.add_argument(
         "--protocol", choices=[library.PAPER], help="write the paper's split, a fold each amount"

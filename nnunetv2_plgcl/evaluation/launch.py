@@ -175,6 +175,16 @@ def _predict(job: Job, images: str, predictions: str) -> None:
     write_json(Path(predictions) / ORIGIN, origin)
 
 
+def launch_one(job: Job, logs: Path) -> None:
+    """Here, in a process of its own with a log file.
+
+    Raises:
+        RuntimeError: it failed; with the end of its log.
+    """
+    command = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
+    run_logged(command, os.environ, logs / f"{job.run.name}.txt")
+
+
 def launch_local(jobs: Sequence[Job], logs: Path, at_once: int = 1) -> None:
     """Here, each in a process of its own with a log file, ``at_once`` of them side by side.
 
@@ -187,9 +197,8 @@ def launch_local(jobs: Sequence[Job], logs: Path, at_once: int = 1) -> None:
     def run(job: Job) -> None:
         if failed.is_set():
             return
-        command = [sys.executable, "-m", __name__, json.dumps(asdict(job))]
         try:
-            run_logged(command, os.environ, logs / f"{job.run.name}.txt")
+            launch_one(job, logs)
         except BaseException:
             failed.set()
             raise

@@ -159,7 +159,7 @@ def test_acdc_lists_agree_with_the_published_ones(acdc):
     assert not set(ours.test) & train and len(ours.test) == 20
 
 
-@pytest.mark.parametrize("dataset", SOURCES)
+@pytest.mark.parametrize("dataset", sorted(SOURCES.keys() - {"hippocampus"}))
 def test_protocols_are_disjoint_and_nested(dataset):
     protocol = read_protocol(dataset)
     held_out = {*protocol.validation, *protocol.test}

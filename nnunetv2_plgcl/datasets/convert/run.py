@@ -12,8 +12,15 @@ from typing import Any
 
 from nnunetv2_plgcl.datasets.convert.acdc import ACDC
 from nnunetv2_plgcl.datasets.convert.crag import CRAG
+from nnunetv2_plgcl.datasets.convert.hippocampus import HIPPOCAMPUS
 from nnunetv2_plgcl.datasets.convert.kits19 import KITS19
-from nnunetv2_plgcl.datasets.convert.source import Download, RawCase, Source, refuse_collisions
+from nnunetv2_plgcl.datasets.convert.source import (
+    Download,
+    RawCase,
+    Source,
+    refuse_collisions,
+    unpacked,
+)
 from nnunetv2_plgcl.datasets.files import (
     nnunet_folder,
     read_json,
@@ -26,7 +33,12 @@ from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_label
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
 from nnunetv2_plgcl.workers import mend_and_run_again, naming, run_all
 
-SOURCES: dict[str, Source] = {"acdc": ACDC, "kits19": KITS19, "crag": CRAG}
+SOURCES: dict[str, Source] = {
+    "acdc": ACDC,
+    "kits19": KITS19,
+    "crag": CRAG,
+    "hippocampus": HIPPOCAMPUS,
+}
 PAPER = "paper"
 MANIFEST = "plgcl_conversion.json"  # of a conversion that is not complete
 
@@ -48,9 +60,18 @@ class Protocol:
 
 
 def read_protocol(dataset: str) -> Protocol:
-    """The paper's split of one of ``SOURCES``."""
-    folder = resources.files("nnunetv2_plgcl.datasets.convert") / "protocols"
-    return Protocol(**json.loads((folder / f"{dataset}.json").read_text(encoding="utf-8")))
+    """The paper's split of one of ``SOURCES``.
+
+    Raises:
+        ValueError: the paper has none.
+    """
+    file = resources.files("nnunetv2_plgcl.datasets.convert") / "protocols" / f"{dataset}.json"
+    if not file.is_file():
+        raise ValueError(
+            f"The paper has no split of {dataset}: leave out --protocol, and split by "
+            f"nnUNetv2_plgcl_split."
+        )
+    return Protocol(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def convert(
@@ -70,7 +91,7 @@ def convert(
 
     Args:
         dataset: key of ``SOURCES``.
-        folder: of the download.
+        folder: of the download, or a tar archive of it, which is begun anew after an interruption.
         dataset_id: 1 to 999, for nnU-Net.
         protocol: ``PAPER`` to write the paper's split, one fold for each number of labelled
             patients, with its test patients in imagesTs; None to take the official parts.
@@ -90,6 +111,12 @@ def convert(
     """
     if not 1 <= dataset_id <= 999:
         raise ValueError(f"A dataset's number lies between 1 and 999, but is {dataset_id}.")
+    if folder.is_file():
+        with unpacked(folder) as inside:
+            return convert(
+                dataset, inside, dataset_id, protocol=protocol, cine=cine,
+                processes=processes, show_progress=show_progress,
+            )  # fmt: skip
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
     source = SOURCES[dataset]

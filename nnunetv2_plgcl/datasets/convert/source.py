@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -154,3 +157,19 @@ def write_nifti_case(
 def subfolders(folder: Path, pattern: str) -> list[Path]:
     """Sorted folders whose names match a shell pattern."""
     return sorted(path for path in folder.glob(pattern) if path.is_dir())
+
+
+@contextmanager
+def unpacked(archive: Path) -> Iterator[Path]:
+    """A temporary folder with the content of a tar archive.
+
+    Raises:
+        ValueError: it is none, or damaged.
+    """
+    with TemporaryDirectory() as folder:
+        try:
+            with tarfile.open(archive) as packed:
+                packed.extractall(folder, filter="data")
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"{archive} is damaged or no tar archive: {error}") from None
+        yield Path(folder)
