@@ -9,26 +9,27 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import SimpleITK as sitk
+import pandas as pd
 from tqdm import tqdm
 
-from nnunetv2_plgcl.datasets.phantom import CLASSES, SPACING, write_phantom
-from nnunetv2_plgcl.evaluation.overlay import overlay_figure, slice_with_most_foreground
+from nnunetv2_plgcl.datasets.phantom import CLASSES, write_phantom
+from nnunetv2_plgcl.settings import PLANS_KEY
 from nnunetv2_plgcl.workers import run_logged
 
 DATASET = "Dataset001_Phantom"
 CONFIGURATION = "2d_demo"
-LABELLED, VALIDATION = 1, 2  # patients
+LABELLED, VALIDATION = 3, 2  # patients
 EPOCHS = 5  # of 250 iterations
 TRAINERS = {
     "nnU-Net": f"nnUNetTrainer_{EPOCHS}epochs",
     "PLGCL": f"nnUNetTrainerPLGCL_{EPOCHS}epochs",
 }
 MARKER = ".nnunetv2_plgcl_demo"  # only a folder with this file is ever emptied
+COMPARISON = "comparison"
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
@@ -36,14 +37,16 @@ def run_demo(
     output: Path,
     overwrite: bool = False,
     device: str = "cpu",
+    seed: int = 0,
     trainers: Mapping[str, str] = TRAINERS,
 ) -> None:
-    """Generate, plan, preprocess, split, train, predict, evaluate, compare.
+    """Generate, plan, preprocess, split, train, compare on the test cases.
 
     Args:
         output: folder for everything; nothing is written or read elsewhere.
         overwrite: replace an earlier demo in that folder.
         device: as for ``nnUNetv2_train -device``.
+        seed: of the phantom, the split and our trainers; nnU-Net's own takes none.
         trainers: name in the table -> trainer class.
 
     Raises:
@@ -52,37 +55,24 @@ def run_demo(
     """
     prepare_output(output, overwrite)
     output = output.resolve()
-    demo = Demo(output, total=6 + 3 * len(trainers))
+    demo = Demo(output, total=6 + len(trainers))
     raw = output / "nnUNet_raw" / DATASET
-    predictions = {name: output / "predictions" / trainer for name, trainer in trainers.items()}
     with demo.progress:
         with demo.stage("generate the phantom"):
-            write_phantom(raw)
+            write_phantom(raw, seed=seed)
         demo.run("plan", "nnUNetv2_plan_and_preprocess", "-d", 1, "-c", "2d", "--no_pp",
                  "-npfp", 2)  # fmt: skip
         with demo.stage(f"add {CONFIGURATION} to the plans"):
             plans_file = output / "nnUNet_preprocessed" / DATASET / "nnUNetPlans.json"
-            add_small_configuration(plans_file)
+            add_small_configuration(plans_file, seed)
         demo.run("preprocess", "nnUNetv2_preprocess", "-d", 1, "-c", CONFIGURATION, "-np", 2)
         demo.run("split", "nnUNetv2_plgcl_split", "-d", 1, "--labelled", LABELLED,
-                 "--val", VALIDATION)  # fmt: skip
-        for trainer in trainers.values():
-            demo.train(trainer, device)
-        for name, trainer in trainers.items():
-            folder = predictions[name]
-            demo.run(f"predict_{trainer}", "nnUNetv2_predict", "-i", raw / "imagesTs",
-                     "-o", folder, "-d", 1, "-c", CONFIGURATION, "-f", 0, "-tr", trainer,
-                     "-device", device, "-npp", 1, "-nps", 1)  # fmt: skip
-            demo.run(f"evaluate_{trainer}", "nnUNetv2_evaluate_folder", raw / "labelsTs", folder,
-                     "-djfile", folder / "dataset.json", "-pfile", folder / "plans.json",
-                     "-np", 2)  # fmt: skip
-        with demo.stage("compare"):
-            summaries = {
-                name: json.loads((folder / "summary.json").read_text())
-                for name, folder in predictions.items()
-            }
-            write_overlay(raw, predictions, output / "overlay.png")
-    print(f"\n{dice_table(summaries)}\n")
+                 "--val", VALIDATION, "--seed", seed)  # fmt: skip
+        demo.train(list(trainers.values()), device)
+        demo.run("compare", "nnUNetv2_plgcl_compare", "-d", 1, "-c", CONFIGURATION, "-f", 0,
+                 "-tr", *trainers.values(), "--test", raw / "imagesTs", raw / "labelsTs",
+                 "--run", "-device", device, "--np", 2, "-o", output / COMPARISON)  # fmt: skip
+    print(f"\n{dice_table(pd.read_csv(output / COMPARISON / 'scores.csv'), trainers)}\n")
     print(closing_words(output, demo.commands))
 
 
@@ -98,16 +88,15 @@ def prepare_output(folder: Path, overwrite: bool) -> None:
             raise FileExistsError(f"{folder} holds other files. Name a new folder: --output FOLDER")
         if not overwrite:
             raise FileExistsError(f"{folder} holds an earlier demo. --overwrite replaces it.")
-        for name in (*NNUNET_FOLDERS, "predictions", "logs"):
+        for name in (*NNUNET_FOLDERS, COMPARISON, "logs"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / "overlay.png").unlink(missing_ok=True)
     for name in (*NNUNET_FOLDERS, "logs"):
         (folder / name).mkdir(parents=True)
     (folder / MARKER).touch()
 
 
-def add_small_configuration(plans_file: Path) -> None:
-    """Add a 2d configuration that two CPU cores train in a minute or two."""
+def add_small_configuration(plans_file: Path, seed: int) -> None:
+    """Add a 2d configuration that a CPU core trains in minutes, with the seed of our trainers."""
     plans = json.loads(plans_file.read_text())
     architecture = json.loads(json.dumps(plans["configurations"]["2d"]["architecture"]))
     stages = 4
@@ -126,6 +115,7 @@ def add_small_configuration(plans_file: Path) -> None:
         "patch_size": [64, 64],
         "batch_size": 4,
         "architecture": architecture,
+        PLANS_KEY: {"seed": seed},
     }
     plans_file.write_text(json.dumps(plans, indent=4))
 
@@ -154,18 +144,29 @@ class Demo:
         """Run a console command with its output in ``logs/LOG.txt``."""
         words = [str(word) for word in command]
         self.commands.append(words.copy())
+        self.progress.set_postfix_str(log)
         environment = command_environment(self.output, words[0])
         with self.stage(shlex.join(words)):
             words[0] = console_script(words[0])
             run_logged(words, environment, self.output / "logs" / f"{log}.txt", on_line)
 
-    def train(self, trainer: str, device: str) -> None:
-        """Run a training with a bar that follows the epochs in its output."""
-        with tqdm(total=EPOCHS, desc=trainer, unit="epoch", leave=False, disable=None) as bar:
-            self.run(
-                f"train_{trainer}", "nnUNetv2_train", 1, CONFIGURATION, 0, "-tr", trainer,
-                "-device", device, on_line=lambda line: bar.update("Epoch time:" in line),
-            )  # fmt: skip
+    def train(self, trainers: Sequence[str], device: str) -> None:
+        """Run trainings side by side, a core each: so small a network gains nothing by two. Each
+        has a bar that follows the epochs in its output."""
+
+        def train_one(trainer: str, position: int) -> None:
+            with tqdm(
+                total=EPOCHS, desc=trainer, unit="epoch", position=position, leave=False,
+                disable=None,
+            ) as bar:  # fmt: skip
+                self.run(
+                    f"train_{trainer}", "nnUNetv2_train", 1, CONFIGURATION, 0, "-tr", trainer,
+                    "-device", device, on_line=lambda line: bar.update("Epoch time:" in line),
+                )  # fmt: skip
+
+        with ThreadPoolExecutor(len(trainers)) as pool:
+            for done in [pool.submit(train_one, t, i) for i, t in enumerate(trainers, 1)]:
+                done.result()
 
 
 def nnunet_folders(output: Path) -> dict[str, str]:
@@ -183,6 +184,7 @@ def command_environment(output: Path, command: str) -> dict[str, str]:
     environment.pop("nnUNet_n_proc_DA", None)  # the planner crashes under 0
     if command == "nnUNetv2_train":
         environment["nnUNet_n_proc_DA"] = "0"  # on two cores workers only get in the way
+        environment.setdefault("OMP_NUM_THREADS", "1")  # see Demo.train
     return environment
 
 
@@ -199,37 +201,22 @@ def console_script(name: str) -> str:
     return script
 
 
-def write_overlay(raw: Path, predictions: Mapping[str, Path], file: Path) -> None:
-    """Draw one slice of the first test case: image, reference, each method."""
-    reference_file = min((raw / "labelsTs").iterdir())
-    case = reference_file.name.removesuffix(".nii.gz")
-    image = _read(raw / "imagesTs" / f"{case}_0000.nii.gz")
-    volumes = {"reference": _read(reference_file)}
-    for name, folder in predictions.items():
-        volumes[name] = _read(folder / reference_file.name)
-    z = slice_with_most_foreground(volumes["reference"])
-    slices = {name: volume[z] for name, volume in volumes.items()}
-    overlay_figure(image[z], slices, CLASSES, SPACING[1:]).savefig(file, dpi=150)
-
-
-def _read(file: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-
-
-def dice_table(summaries: Mapping[str, Mapping]) -> str:
+def dice_table(scores: pd.DataFrame, trainers: Mapping[str, str]) -> str:
     """Mean Dice similarity coefficient (DSC) of each class and over the classes.
 
     Args:
-        summaries: method -> what nnU-Net wrote to ``summary.json``.
+        scores: content of the comparison's ``scores.csv``.
+        trainers: name in the table -> trainer class.
     """
-    number = min(len(summary["metric_per_case"]) for summary in summaries.values())
-    rows = {
-        name: [summary["mean"][str(label)]["Dice"] for summary in summaries.values()]
-        for label, name in CLASSES.items()
-    }
-    rows["mean"] = [summary["foreground_mean"]["Dice"] for summary in summaries.values()]
-    lines = [f"{f'DSC, {number} test volumes':<24}" + "".join(f"{name:>12}" for name in summaries)]
-    lines += [f"{name:<24}" + "".join(f"{x:12.3f}" for x in row) for name, row in rows.items()]
+    dice = scores[scores["metric"] == "DSC"]
+    table = dice.pivot_table("value", "class", "trainer", sort=False)
+    rows = {name: table.loc[name] for name in CLASSES.values()} | {"mean": table.mean()}
+    title = f"DSC, {dice['case'].nunique()} test volumes"
+    lines = [f"{title:<24}" + "".join(f"{name:>12}" for name in trainers)]
+    lines += [
+        f"{name:<24}" + "".join(f"{row[trainer]:12.3f}" for trainer in trainers.values())
+        for name, row in rows.items()
+    ]
     return "\n".join(lines)
 
 
@@ -241,10 +228,11 @@ def closing_words(output: Path, commands: Sequence[Sequence[str]]) -> str:
 {EPOCHS} short epochs on a generated phantom show that everything runs, not which method is better.
 
 {output}
-  overlay.png      a test slice: image, reference and both predictions
-  predictions/     segmentations of the test volumes, summary.json with all scores
+  comparison/      report.html, its tables and figures, predictions of the test volumes
   nnUNet_results/  trained models, progress.png of each training
   logs/            what each command printed
 
 The same by hand ({CONFIGURATION} is a small configuration that the demo added to nnUNetPlans.json):
-{by_hand}"""
+{by_hand}
+
+Open the report in a browser: {output / COMPARISON / "report.html"}"""

@@ -27,22 +27,24 @@ def settings_classes() -> list[type[Settings]]:
     """Every class of settings that a trainer has or inherits from, the shared ones first."""
     of_trainers = {trainer.settings_class for trainer in trainer_classes().values()}
     every = {base for of in of_trainers for base in of.__mro__ if issubclass(base, Settings)}
-    return sorted(every, key=lambda of: (len(of.__mro__), of.__name__))
+    return sorted(every, key=lambda of: (bool(users(of)), len(of.__mro__), of.__name__))
 
 
-def section(of: type[Settings]) -> str:
-    """A heading, and a table of what the class declares itself."""
-    trainers = [
+def users(of: type[Settings]) -> list[str]:
+    """Trainers with exactly these settings, ablations left out."""
+    return [
         f"`{name}`"
         for name, trainer in sorted(trainer_classes().items())
         if trainer.settings_class is of and "_" not in name
     ]
-    title = ", ".join(trainers) or (
-        "Every trainer" if of is Settings else f"Shared: `{of.__name__}`"
-    )
-    parent = (
-        f" Beside these, it has those of `{of.__base__.__name__}`." if of is not Settings else ""
-    )
+
+
+def section(of: type[Settings]) -> str:
+    """A heading, and a table of what the class declares itself."""
+    shared = "Every trainer" if of is Settings else f"Shared: `{of.__name__}`"
+    title = ", ".join(users(of)) or shared
+    parents = [f"`{base.__name__}`" for base in of.__bases__ if issubclass(base, Settings)]
+    parent = f" Beside these, it has those of {' and '.join(parents)}." if parents else ""
     lines = [f"\n## {title}\n", f"`{of.__name__}`: {of.__doc__.splitlines()[0]}{parent}\n"]
     own = [setting for setting in fields(of) if setting.name in get_annotations(of)]
     if own:

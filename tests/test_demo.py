@@ -5,10 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import SimpleITK as sitk
 from training import EXT_TRAINERS
 
 from nnunetv2_plgcl import commands, demo
+from nnunetv2_plgcl.datasets.phantom import phantom_volume
 from nnunetv2_plgcl.workers import LOG_TAIL, run_logged
 
 
@@ -25,23 +29,32 @@ def test_whole_way_with_few_iterations(tmp_path, monkeypatch, capsys):
         "PLGCL": "nnUNetTrainerPLGCL_tiny",
     }
     output = tmp_path / "demo"
-    demo.run_demo(output, trainers=trainers)
+    demo.run_demo(output, trainers=trainers, seed=1)
     printed = capsys.readouterr()
 
     assert not (tmp_path / "of_the_user").exists()
-    assert (output / "overlay.png").read_bytes().startswith(b"\x89PNG")
+    raw = output / "nnUNet_raw" / demo.DATASET
+    report = output / "comparison" / "report.html"
+    assert printed.out.rstrip().endswith(str(report))
+    for heading in ("Cases", "Learning", "Segmentations"):
+        assert f">{heading}</h2>" in report.read_text()
+    image = phantom_volume(1, 17, False)[0]
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(sitk.ReadImage(raw / "imagesTs" / "patient017_frame01_0000.nii.gz")),
+        image,
+    )
     (fold,) = json.loads(
         (output / "nnUNet_preprocessed" / demo.DATASET / "splits_final.json").read_text()
     )
     frames = {"train": 2 * demo.LABELLED, "val": 2 * demo.VALIDATION}
     assert {part: len(fold[part]) for part in frames} == frames
-    for name, trainer in trainers.items():
-        summary = json.loads((output / "predictions" / trainer / "summary.json").read_text())
-        column = list(trainers).index(name) - len(trainers)
-        (mean,) = (line for line in printed.out.splitlines() if line.startswith("mean  "))
-        assert float(mean.split()[column]) == pytest.approx(
-            summary["foreground_mean"]["Dice"], abs=5e-4
-        )
+    scores = pd.read_csv(output / "comparison" / "scores.csv").query("metric == 'DSC'")
+    assert set(scores["case"].str[:10]) == {f"patient{n:03d}" for n in range(17, 22)}
+    (mean,) = (line for line in printed.out.splitlines() if line.startswith("mean  "))
+    shown = dict(zip(trainers.values(), mean.split()[1:], strict=True))
+    for trainer in trainers.values():
+        of_trainer = scores[scores["trainer"] == trainer]["value"]
+        assert float(shown[trainer]) == pytest.approx(of_trainer.mean(), abs=5e-4)
         assert f"nnUNetv2_train 1 {demo.CONFIGURATION} 0 -tr {trainer}" in printed.out
         assert "Epoch 3" in (output / "logs" / f"train_{trainer}.txt").read_text()
     for name in demo.NNUNET_FOLDERS:
@@ -52,10 +65,10 @@ def test_whole_way_with_few_iterations(tmp_path, monkeypatch, capsys):
 def test_both_methods_get_the_same_number_of_epochs():
     from nnunetv2.training.nnUNetTrainer.variants.training_length import nnUNetTrainer_Xepochs
 
-    from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_5epochs import nnUNetTrainerPLGCL_5epochs
+    from nnunetv2_plgcl.trainers import trainer_classes
 
     assert hasattr(nnUNetTrainer_Xepochs, demo.TRAINERS["nnU-Net"])
-    assert nnUNetTrainerPLGCL_5epochs.__name__ == demo.TRAINERS["PLGCL"]
+    assert demo.TRAINERS["PLGCL"] in trainer_classes()
     assert {name.split("_")[1] for name in demo.TRAINERS.values()} == {"5epochs"}
 
 
@@ -117,20 +130,24 @@ def test_training_environment_is_the_callers_but_for_nnunet(monkeypatch):
 
 
 def test_table_has_every_class_and_method():
-    def summary(*dice: float) -> dict:
-        return {
-            "metric_per_case": [{}] * 8,
-            "mean": {str(k): {"Dice": x} for k, x in enumerate(dice, 1)},
-            "foreground_mean": {"Dice": sum(dice) / 3},
-        }
-
-    table = demo.dice_table({"A": summary(0.1, 0.2, 0.3), "B": summary(0.4, 0.5, 0.9)})
+    dice = {
+        "first": {"RV": (0.1, 0.3), "myocardium": (0.2, 0.4), "LV": (0.4, 0.4)},
+        "second": {"RV": (0.5, 0.7), "myocardium": (0.6, 0.8), "LV": (0.9, 1.0)},
+    }
+    scores = pd.DataFrame(
+        (trainer, case, of_class, "DSC", value)
+        for trainer, classes in dice.items()
+        for of_class, values in classes.items()
+        for case, value in enumerate(values)
+    ).set_axis(["trainer", "case", "class", "metric", "value"], axis=1)
+    others = scores.assign(metric="HD95", value=7.0)
+    table = demo.dice_table(pd.concat([scores, others]), {"B": "second", "A": "first"})
     assert [line.split() for line in table.splitlines()] == [
-        ["DSC,", "8", "test", "volumes", "A", "B"],
-        ["RV", "0.100", "0.400"],
-        ["myocardium", "0.200", "0.500"],
-        ["LV", "0.300", "0.900"],
-        ["mean", "0.200", "0.600"],
+        ["DSC,", "2", "test", "volumes", "B", "A"],
+        ["RV", "0.600", "0.200"],
+        ["myocardium", "0.700", "0.300"],
+        ["LV", "0.950", "0.400"],
+        ["mean", "0.750", "0.300"],
     ]
 
 

@@ -98,18 +98,18 @@ def random_anatomy(rng: np.random.Generator) -> Anatomy:
 
 def random_scan(rng: np.random.Generator) -> Scan:
     """Draw what a patient's images look like."""
-    muscle = rng.uniform(0.35, 0.65)
+    muscle = rng.uniform(0.3, 0.55)
     return Scan(
         muscle=muscle,
         right=rng.uniform(0.85, 1.05),
         surroundings=muscle + rng.uniform(-0.25, 0.2),
-        variety=rng.uniform(0.3, 0.7),
-        distractors=int(rng.integers(5, 14)),
-        texture=rng.uniform(0.05, 0.2),
-        blur=rng.uniform(0.6, 1.3),
-        bias=rng.uniform(0.3, 1.2),
-        gamma=float(np.exp(rng.uniform(-0.4, 0.4))),
-        noise=rng.uniform(0.04, 0.14),
+        variety=rng.uniform(0.15, 0.4),
+        distractors=int(rng.integers(3, 8)),
+        texture=rng.uniform(0.03, 0.1),
+        blur=rng.uniform(0.6, 1.1),
+        bias=rng.uniform(0.2, 0.8),
+        gamma=float(np.exp(rng.uniform(-0.3, 0.3))),
+        noise=rng.uniform(0.02, 0.08),
     )
 
 
@@ -204,7 +204,7 @@ def phantom_volume(seed: int, patient: int, contracted: bool) -> tuple[np.ndarra
     return image_volume(label, scan, np.random.default_rng((seed, patient, 1 + contracted))), label
 
 
-def write_phantom(folder: Path, training: int = 12, test: int = 4, seed: int = 0) -> list[str]:
+def write_phantom(folder: Path, training: int = 16, test: int = 5, seed: int = 0) -> list[str]:
     """Write a dataset in nnU-Net's raw layout, two volumes a patient.
 
     Args:

@@ -5,6 +5,7 @@ interpreter's site-packages but this project itself.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -87,11 +88,17 @@ def environment(tmp_path: Path) -> Environment:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "-w", str(folder), str(CHECKOUT)], check=True, capture_output=True)
-    return next(folder.glob("*.whl"))
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What would be published: a source distribution, and the wheel built from it alone."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run([*command, str(CHECKOUT)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def wheel(distributions: Path) -> Path:
+    return next(distributions.glob("*.whl"))
 
 
 def copy_of_checkout(folder: Path) -> Path:
@@ -121,6 +128,24 @@ def test_a_wheel_registers_the_trainers_and_leaves_nothing_behind(environment, w
     assert environment.run("-c", "import os; print(os.environ.get('nnUNet_extTrainer'))") == (
         "None\n"
     )
+
+
+def test_what_would_be_published_is_complete_and_works(distributions, environment):
+    version = importlib.metadata.version("nnunetv2-plgcl")
+    names = {file.name for file in distributions.iterdir()}
+    assert names == {
+        f"nnunetv2_plgcl-{version}.tar.gz", f"nnunetv2_plgcl-{version}-py3-none-any.whl"
+    }  # fmt: skip
+    check = [sys.executable, "-m", "twine", "check", "--strict", *distributions.iterdir()]
+    subprocess.run(check, check=True, capture_output=True)
+    environment.install(next(distributions.glob("*.tar.gz")))
+    assert environment.look_up() == {"here": EXPECTED, "spawned": EXPECTED, "same": True}
+    script = environment.python.with_name("nnUNetv2_plgcl_demo")
+    assert "--seed N" in environment.run(script, "--help")
+    template = "import nnunetv2_plgcl.evaluation as e; print(*e.__path__)"
+    assert (Path(environment.run("-c", template).strip()) / "report.html.jinja").is_file()
+    assert f"## [{version}] - " in (CHECKOUT / "CHANGELOG.md").read_text()
+    assert f"version: {version}\n" in (CHECKOUT / "CITATION.cff").read_text()
 
 
 def test_an_editable_install_registers_follows_edits_and_leaves_nothing_behind(
