@@ -85,11 +85,11 @@ DATASETS = {
     ),
     "hippocampus": BenchDataset(
         "Dataset004_Hippocampus", r".+", "3d_fullres",
-        {"3d_small": CpuConfiguration((1, 1, 1), (24, 40, 24), 4, 4, 4, 1_000)},
+        {"3d_small": CpuConfiguration((1.5, 1.5, 1.5), (16, 24, 16), 4, 3, 4, 1_500)},
     ),
     "liver": BenchDataset(
         "Dataset003_Liver", r"liver\d+", "2d",
-        {"2d_small": CpuConfiguration((2, 2), (96, 96), 8, 4, 2, 1_000)},
+        {"2d_small": CpuConfiguration((2.5, 2.5), (80, 80), 8, 4, 2, 800)},
     ),
     "glas": BenchDataset(
         "Dataset120_GlaS", r".+", "2d",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
@@ -14,12 +15,19 @@ import pandas as pd
 import torch
 
 from bench.trainings import Training
-from nnunetv2_plgcl.datasets.files import nnunet_folder, read_json, states_of, write_json
+from nnunetv2_plgcl.datasets.files import (
+    nnunet_folder,
+    read_json,
+    read_split,
+    split_file,
+    states_of,
+    write_json,
+)
 from nnunetv2_plgcl.evaluation import tables
 from nnunetv2_plgcl.evaluation.comparison import METRICS, Comparison, results, scores_of, tests
 from nnunetv2_plgcl.evaluation.evaluate import class_names
 from nnunetv2_plgcl.evaluation.postprocessing import postprocess
-from nnunetv2_plgcl.evaluation.runs import FINAL, read_course
+from nnunetv2_plgcl.evaluation.runs import FINAL, read_course, require_alike
 
 CPU_SECONDS = "cpu_seconds"  # in the log of the benchmark's trainers
 POSTPROCESSED = "postprocessed"
@@ -120,7 +128,13 @@ def write_tables(trainings: Sequence[Training], postprocessing: bool, output: Pa
 
     Returns:
         The files table.csv.
+
+    Raises:
+        ValueError: trainings had other cases, plans or iterations than the others.
     """
+    runs = [training.run for training in trainings]
+    split = split_file(runs[0].dataset)
+    require_alike(runs, read_split(split), [], split, trust_split=False)
     files = (training.row.with_suffix(".csv") for training in trainings)
     every = pd.concat([pd.read_csv(file) for file in files])
     written = []
@@ -138,7 +152,7 @@ def collect(work: Path) -> Path:
     """Every row of every dataset so far, in one file."""
     rows = [read_json(file) for file in sorted(work.glob("*/rows/*.json"))]
     file = work / "results.csv"
-    temporary = file.with_suffix(".tmp")
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")  # calls beside this one write it too
     pd.DataFrame(rows).drop(columns="model").to_csv(temporary, index=False)
     temporary.replace(file)
     return file
