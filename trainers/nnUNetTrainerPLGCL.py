@@ -49,7 +49,13 @@ class PLGCLSettings(MeanTeacherSettings):
         128, "anchors per iteration, spread over images and classes [authors' code]", 1
     )
     memory_length: int = setting(
-        4096, "embeddings remembered per class and side [authors' code]", 1
+        1024, "embeddings remembered per class and side [ours; authors' code has 4,096]", 1
+    )
+    memory_draws: int = setting(
+        256,
+        "remembered embeddings per class and side that a step draws to contrast with, 0 for all "
+        "of them [ours]",
+        0,
     )
     window_fraction: float = setting(
         0.25,
@@ -194,15 +200,19 @@ class nnUNetTrainerPLGCL(nnUNetTrainerMeanTeacher):
 
     def seen_by_teacher(self, images: Tensor, weak: Tensor, mix: CutMix) -> Seen:
         """The same of the teacher, mixed as the student's. The weak view went through it already;
-        labelled images need its encoder only."""
+        labelled images need its encoder only, up to the last stage that is pooled."""
         both = torch.cat((images, mix(weak)))
         if self._embeds_crops:
             return both, []
         of_weak = [[mix(stage) for stage in self.teacher_features.take()]] if len(weak) else []
         with torch.no_grad():
-            self.teacher.module.get_submodule("encoder")(images)
-        parts = self.teacher_features.take(), *of_weak
+            parts = self.teacher_features.of(images), *of_weak
         return both, [torch.cat(stage) for stage in zip(*parts, strict=True)]
+
+    def window_size(self, spatial: Sequence[int]) -> list[int]:
+        """Edges of a window in a patch with edges ``spatial``, voxels."""
+        fraction = self.config.window_fraction
+        return [min(edge, max(MINIMUM_WINDOW, round(edge * fraction))) for edge in spatial]
 
     def draw_windows(self, teacher: Seen, confidence: Tensor) -> Windows:
         """Draw windows of every class in every image (poster step 2).
@@ -214,11 +224,8 @@ class nnUNetTrainerPLGCL(nnUNetTrainerMeanTeacher):
             teacher: images (B, C, *spatial) and the teacher's features.
             confidence: (B, K, *spatial).
         """
-        size = [
-            min(edge, max(MINIMUM_WINDOW, round(edge * self.config.window_fraction)))
-            for edge in confidence.shape[2:]
-        ]
-        per_map = math.ceil(self.config.anchors / (confidence.shape[0] * confidence.shape[1]))
+        size = self.window_size(confidence.shape[2:])
+        per_map = self._per_map(confidence)
         if not self.guide.needs_similarity:
             sides = 2 if self.guide.two_sided and self.config.balanced_sides else 1
             statistics = window_statistics(confidence, size)
@@ -240,30 +247,60 @@ class nnUNetTrainerPLGCL(nnUNetTrainerMeanTeacher):
             confidence: (B, K, *spatial).
             windows: drawn from it.
         """
-        anchors = self.embed(*student, confidence, windows)
+        of_anchors = self.windows_of_anchors(windows)
+        anchors = self.embed(*student, confidence, of_anchors)
         with torch.no_grad():
-            keys = self.teacher_embed(*teacher, confidence, windows)
+            self.remember(self.teacher_embed(*teacher, confidence, windows), windows)
+        return self.info_nce(anchors, of_anchors)
+
+    def windows_of_anchors(self, windows: Windows) -> Windows:
+        """Those that the student embeds: encoding the crop of a window that cannot be an anchor is
+        expensive, pooling it is not."""
+        return windows.first(self._per_map(windows.valid)) if self._embeds_crops else windows
+
+    def _per_map(self, of_maps: Tensor) -> int:
+        """Windows that may be positives for each of (B, K, ...) confidence maps; with
+        ``balanced_sides`` they come first, and as many negatives follow."""
+        images, classes = of_maps.shape[:2]
+        return math.ceil(self.config.anchors / (images * classes))
+
+    def remember(self, keys: Tensor, windows: Windows) -> None:
+        """Put the teacher's embeddings (B, K, N, E) of the windows into the memory."""
+        self.positives.enqueue(keys, windows.valid & windows.positive)
+        if self.guide.two_sided and self.config.expectation == "sampled":
+            self.negatives.enqueue(keys, windows.valid & ~windows.positive)
+
+    def info_nce(self, anchors: Tensor, windows: Windows) -> Tensor:
+        """Loss of the student's embeddings (B, K, N, E) of the windows against the memory."""
         is_anchor = windows.valid & windows.positive
-        self.positives.enqueue(keys, is_anchor)
-        tau = self.config.temperature
-        if self.config.expectation == "closed_form":
+        config = self.config
+        if config.expectation == "closed_form":
             return closed_form_info_nce(
                 anchors,
                 is_anchor,
                 *self.positives.moments(),
                 self.positives.filled().any(1),
-                tau,
-                self.config.covariance_scale * self.training_progress,
-                self.config.negatives_per_class * (confidence.shape[1] - 1),
+                config.temperature,
+                config.covariance_scale * self.training_progress,
+                config.negatives_per_class * (anchors.shape[1] - 1),
             )
+        draws = config.memory_draws or None
+        positives = self.positives.recall(draws, self.window_generator)
         if self.guide.two_sided:
-            self.negatives.enqueue(keys, windows.valid & ~windows.positive)
-            negatives = self.negatives.entries(), self.negatives.filled()
+            negatives = self.negatives.recall(draws, self.window_generator)
         else:
-            others = self.positives.recall().of_other_classes()
-            negatives = others.entries, others.filled
-        positives = self.positives.entries(), self.positives.filled()
-        return sampled_info_nce(anchors, is_anchor, *positives, *negatives, tau)
+            negatives = positives.of_other_classes()
+        return sampled_info_nce(
+            anchors,
+            is_anchor,
+            positives.entries,
+            positives.filled,
+            negatives.entries,
+            negatives.filled,
+            config.temperature,
+            negatives.weight,
+            most_anchors=len(anchors) * self._per_map(anchors),
+        )
 
     @property
     def contrastive_rampup(self) -> float:

@@ -61,6 +61,13 @@ class Windows:
     valid: Tensor
     size: tuple[int, ...]
 
+    def first(self, number: int) -> Windows:
+        """The first windows of each image and class."""
+        start, positive, valid = (
+            of_all[:, :, :number] for of_all in (self.start, self.positive, self.valid)
+        )
+        return Windows(start, positive, valid, self.size)
+
     def count(self) -> Tensor:
         """(K,) long: valid positive windows per class, summed over the batch."""
         return (self.valid & self.positive).sum((0, 2))

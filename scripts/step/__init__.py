@@ -1,0 +1,1 @@
+"""What benchmark_step.py is made of."""
