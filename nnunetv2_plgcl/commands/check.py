@@ -25,31 +25,28 @@ def check(argv: Sequence[str] | None = None) -> None:
     add_dataset(parser)
     parser.add_argument("-c", required=True, metavar="CONFIG")
     parser.add_argument("-f", required=True, metavar="FOLD", help="number or all")
+    parser.add_argument(
+        "-tr", default="nnUNetTrainerPLGCL", metavar="TRAINER", help="default: %(default)s"
+    )
     add_plans(parser)
     add_group_pattern(parser)
     add_processes(parser)
     args = parser.parse_args(argv)
 
     with errors_in_one_line(parser.prog):
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
         from nnunetv2_plgcl.datasets import check as library
         from nnunetv2_plgcl.datasets.files import dataset_name, read_plans
-        from nnunetv2_plgcl.settings import read_settings
-        from nnunetv2_plgcl.trainers import known_settings
-        from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
         plans, dataset = read_plans(dataset_name(args.d), args.p, args.c)
         fold = int(args.f) if args.f.isdecimal() else args.f
         findings = library.check_training(
             plans, dataset, args.c, fold, args.group_by, args.np, all_values=True
         )
-        settings = read_settings(
-            nnUNetTrainerPLGCL.settings_class,
-            PlansManager(plans).get_configuration(args.c).configuration,
-            known_elsewhere=known_settings,
-        )
-        findings.append(library.estimate_memory(plans, dataset, args.c, settings.memory_length))
+        trainer, refused = library.try_start(args.tr, plans, dataset, args.c, fold)
+        findings += refused
+        if trainer is not None:
+            length = getattr(getattr(trainer, "config", None), "memory_length", 0)
+            findings.append(library.estimate_memory(plans, dataset, args.c, length))
     for finding in findings:
         print(f"{finding.level:8}{finding.text}")
     errors = sum(finding.level == "error" for finding in findings)

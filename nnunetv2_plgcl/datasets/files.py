@@ -194,7 +194,10 @@ def dataset_name(dataset: str) -> str:
 
     raw = nnunet_folder("nnUNet_raw")
     try:
-        return str(maybe_convert_to_dataset_name(dataset))
+        name = str(maybe_convert_to_dataset_name(dataset))
+        if dataset.isdecimal() and dataset_number(name) != int(dataset):
+            raise ValueError  # nnU-Net takes 1234 for 123
+        return name
     except (RuntimeError, ValueError) as error:
         if "More than one" in str(error):
             raise ValueError(f"More than one dataset has the number {dataset}.") from None

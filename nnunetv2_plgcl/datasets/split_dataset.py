@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nnunetv2_plgcl.datasets.cache import cache_folder
+from nnunetv2_plgcl.datasets.check.labels import check_labels
 from nnunetv2_plgcl.datasets.files import (
     dataset_name,
     nnunet_folder,
@@ -21,6 +23,8 @@ from nnunetv2_plgcl.datasets.groups import (
     group_matching,
     guess_group_pattern,
 )
+from nnunetv2_plgcl.datasets.labels import CACHE as LABELS_CACHE
+from nnunetv2_plgcl.datasets.labels import label_files, label_values
 from nnunetv2_plgcl.datasets.raw import cases_without_label, is_hidden
 from nnunetv2_plgcl.datasets.split import (
     describe_fold,
@@ -67,7 +71,8 @@ def split_dataset(
             f"Labels of {name} are hidden by --strict, so a split would leave those cases out. "
             f"First: {COMMAND} -d {dataset} --undo"
         )
-    without_label = cases_without_label(raw, read_json(raw / "dataset.json"), cases)
+    description = read_json(raw / "dataset.json")
+    without_label = cases_without_label(raw, description, cases)
     # nnU-Net plans no dataset in which labels are missing, so the split comes first
     file = split_file(name, make_folder=strict or bool(without_label))
     pattern = group_by or guess_group_pattern(cases)
@@ -86,6 +91,7 @@ def split_dataset(
     for number, fold in enumerate(splits):
         print(f"fold {number}: {describe_fold(fold, groups)}")
     _warn_of_patients_in_images_un(raw, pattern, [case for fold in splits for case in fold["val"]])
+    _warn_of_labels(raw, file.parent, description, splits)
     hidden = list(splits[0]["unlabelled"])
     if strict:
         splits[0]["unlabelled"] = []  # those of imagesUn are unlabelled in every fold
@@ -146,6 +152,32 @@ def _say_what_becomes_of(
             f"Warning: {some(without_label)} of imagesTr without a label: unlabelled, but nnU-Net "
             f"cannot plan a dataset with them. --strict moves them to {UNLABELLED_IMAGES}."
         )
+
+
+def _warn_of_labels(
+    raw: Path,
+    preprocessed: Path,
+    dataset: dict,
+    splits: Sequence[Mapping[str, Sequence[str]]],
+) -> None:
+    """Labels of zeros, which users are told to write for unlabelled cases, and unknown values."""
+    from nnunetv2.configuration import default_num_processes
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    cases = sorted({case for fold in splits for part in ("train", "val") for case in fold[part]})
+    files = label_files(raw, preprocessed, dataset, cases)
+    if not files:
+        return
+    try:
+        reader = determine_reader_writer_from_dataset_json(
+            dataset, str(min(files.values())), verbose=False
+        )
+    except RuntimeError:  # planning will say so
+        return
+    cache = cache_folder(preprocessed) / LABELS_CACHE
+    values = label_values(files, reader, cache, default_num_processes)
+    for finding in check_labels(values, dataset):
+        print(f"Warning: {finding.text}")
 
 
 def _warn_of_patients_in_images_un(raw: Path, pattern: str, validation: Sequence[str]) -> None:

@@ -20,6 +20,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
 from nnunetv2_plgcl.semisupervised.views import WeakStrongViews
+from nnunetv2_plgcl.workers import one_line
+
+GONE_ALLOWED = 0.05  # share of the unlabelled cases
 
 
 class UnlabelledDataset(nnUNetDatasetBlosc2):
@@ -99,6 +102,51 @@ def unlabelled_dataset(
     return UnlabelledDataset(folders)
 
 
+class UnlabelledLoader(nnUNetDataLoader):
+    """nnU-Net's loader, which goes on without the cases that cannot be read any more.
+
+    Every batch says which these are: ``"unreadable"`` maps them to the error. Where none is left
+    the batch says that alone. Source: ours.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.has_ignore = False  # no label, so no annotated region to sample from
+        self.indices: list[str] = list(self._data.identifiers)
+        self.unreadable: dict[str, str] = {}
+        self._drawn: list[str] = []
+
+    def get_indices(self) -> list[str]:
+        self._drawn = list(super().get_indices())
+        return self._drawn
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        while self.indices:
+            try:
+                return {**super().generate_train_batch(), "unreadable": dict(self.unreadable)}
+            except Exception:  # what Blosc2 raises depends on the damage
+                gone = {case: error for case in self._drawn if (error := self._error_of(case))}
+                if not gone:
+                    raise
+                self.unreadable.update(gone)
+                self.indices = [case for case in self.indices if case not in gone]
+        return {"unreadable": dict(self.unreadable)}
+
+    def _error_of(self, case: str) -> str:
+        """Why a case cannot be read; empty if it can."""
+        try:
+            data, segmentation, *_ = self._data.load_case(case)
+            data[:], segmentation[:]
+        except Exception as error:
+            return one_line(error)
+        return ""
+
+
+def too_many_gone(gone: int, cases: int) -> bool:
+    """Whether so many unlabelled cases cannot be read any more that it is another training."""
+    return gone == cases or (gone >= 2 and gone > GONE_ALLOWED * cases)
+
+
 def unlabelled_loader(
     dataset: UnlabelledDataset,
     batch_size: int,
@@ -121,10 +169,9 @@ def unlabelled_loader(
         seeds: gives as many seeds as it is asked for, one for each worker.
         pin_memory: for copies to a GPU.
     """
-    loader = nnUNetDataLoader(
+    loader = UnlabelledLoader(
         dataset, batch_size, initial_patch_size, patch_size, label_manager, transforms=views
     )
-    loader.has_ignore = False  # no label, so no annotated region to sample from
     processes = get_allowed_n_proc_DA()
     if processes == 0:
         return SingleThreadedAugmenter(loader, None)

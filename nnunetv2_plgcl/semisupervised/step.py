@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -66,10 +67,15 @@ class SemiSupervisedStep(nnUNetTrainer):
         if self.is_warmup:
             return UnlabelledBatch(like[:0], (like[:0],) * self.strong_views, [like[:0, :1]])
         batch = next(self.dataloader_unlabelled)
+        self.heed_unreadable(batch["unreadable"])
         views, target = self._to_device(batch)
         self._cases["unlabelled"] = list(batch["keys"])
         weak, *strong = views.chunk(1 + self.strong_views, dim=1)
         return UnlabelledBatch(weak, tuple(strong), target)
+
+    def heed_unreadable(self, unreadable: Mapping[str, str]) -> None:
+        """What becomes of cases that the loader went on without. ``unreadable``: their errors."""
+        raise NotImplementedError
 
     def _to_device(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
         target = batch["target"]

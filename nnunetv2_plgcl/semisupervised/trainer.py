@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +28,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
     preprocessed_cases,
     require_current,
+    some,
     unlabelled_cases,
     unlabelled_folder,
 )
@@ -65,7 +66,7 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         FileNotFoundError: a configuration or an unlabelled case that was never preprocessed.
         NotImplementedError: cascades; data not preprocessed to Blosc2.
         RuntimeError: an unreadable checkpoint. During training: a loss or gradient that is not
-            finite.
+            finite; many unlabelled cases that cannot be read any more.
     """
 
     settings_class: ClassVar[type[SemiSupervisedSettings]] = SemiSupervisedSettings
@@ -90,6 +91,7 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         self.iteration_in_epoch = 0
         self.skipped_steps = SkippedSteps()
         self._cases: dict[str, list[str]] = {}
+        self.unreadable_cases: dict[str, str] = {}
         self._gradient_norm = torch.zeros((), device=self.device)
         log.install(self.logger)
 
@@ -270,6 +272,30 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         """What nnU-Net's transforms make of stored pseudo-labels; there are none here."""
         return {"deep_supervision_scales": None}
 
+    def heed_unreadable(self, unreadable: Mapping[str, str]) -> None:
+        """Log unlabelled cases that cannot be read any more; end the training, with a checkpoint
+        of this epoch to be continued, when they are too many.
+
+        Raises:
+            RuntimeError: too many, see ``loaders.too_many_gone``.
+        """
+        new = {case: why for case, why in unreadable.items() if case not in self.unreadable_cases}
+        self.unreadable_cases.update(new)
+        total, gone = len(self.dataset_unlabelled.identifiers), len(self.unreadable_cases)
+        for case, why in new.items():
+            self.print_to_log_file(
+                f"Unlabelled case {case} cannot be read any more and is skipped from now on: "
+                f"{why}. {gone} of {total} are gone."
+            )
+        if not loaders.too_many_gone(gone, total):
+            return
+        self.write_resume_point()
+        raise RuntimeError(
+            f"{gone} of {total} unlabelled cases cannot be read any more: "
+            f"{some(list(self.unreadable_cases))}. Is a disk full, or a network drive gone? The "
+            f"training is kept in checkpoint_latest.pth: bring them back and continue with --c."
+        )
+
     @staticmethod
     def get_training_transforms(*args, **kwargs):
         return make_deterministic(nnUNetTrainer.get_training_transforms(*args, **kwargs))
@@ -363,6 +389,14 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         states.write_atomically(checkpoint, filename)
         if Path(filename).name == "checkpoint_best.pth":
             states.make_latest(Path(filename))
+
+    def write_resume_point(self) -> None:
+        """Write the weights as they are as the latest checkpoint; ``--c`` repeats this epoch."""
+        self.current_epoch -= 1  # nnU-Net notes the epoch after this one
+        try:
+            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
+        finally:
+            self.current_epoch += 1
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:  # type: ignore[override]
         """Continue exactly where the checkpoint was written.

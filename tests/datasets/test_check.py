@@ -397,6 +397,33 @@ def test_names_that_nnunet_accepts_in_dataset_json(prepared, capsys):
     assert status == 0 and "0 errors, 0 warnings" in out
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 1}, 'is 1 per GPU: it cannot be divided'),
+        ({"plgcl": {"feature_stages": [7]}}, "has 3 stages, got (7,)"),
+        ({"plgcl": {"temperature": "warm"}}, "'temperature' must be of type float"),
+        ({"plgcl": {"temprature": 1.0}}, "Unknown key 'temprature'"),
+    ],
+)  # fmt: skip
+def test_what_a_trainer_refuses_the_check_refuses(prepared, capsys, change, message):
+    plans = prepared.plans()
+    plans["configurations"][TINY].update(change)
+    (prepared.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    status, out = run(capsys)
+    assert status == 1 and "error   nnUNetTrainerPLGCL does not start: " in out and message in out
+    assert not list((prepared.base / "nnUNet_results").iterdir()), "nothing is left behind"
+
+
+def test_another_trainer_is_checked(prepared, capsys):
+    assert run(capsys, "-tr", "nnUNetTrainerMeanTeacher")[0] == 0
+    file = prepared.preprocessed / "dataset.json"
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2]}
+    file.write_text(json.dumps({**prepared.dataset_json(), "labels": labels}))
+    status, out = run(capsys, "-tr", "nnUNetTrainerMeanTeacher")
+    assert status == 1 and "nnUNetTrainerMeanTeacher does not start: if region-based" in out
+
+
 def test_wrong_arguments_are_told_in_one_line(prepared):
     for arguments, message in (
         (["-d", "7", "-c", TINY, "-f", "0"], "no dataset 7"),

@@ -1,6 +1,6 @@
 import pytest
 
-from nnunetv2_plgcl.datasets.files import dataset_number
+from nnunetv2_plgcl.datasets.files import dataset_name, dataset_number
 
 
 def test_numbers_of_datasets_may_have_any_length():
@@ -8,3 +8,12 @@ def test_numbers_of_datasets_may_have_any_length():
     assert {name: dataset_number(name) for name in numbers} == numbers
     with pytest.raises(ValueError, match="Heart is no name of a dataset"):
         dataset_number("Heart")
+
+
+def test_a_dataset_of_four_digits_is_not_that_of_its_first_three(tmp_path, monkeypatch):
+    (tmp_path / "Dataset1234_Heart").mkdir()
+    for folder in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path))
+    assert dataset_name("1234") == "Dataset1234_Heart"
+    with pytest.raises(ValueError, match="no dataset 123 in"):
+        dataset_name("123")

@@ -269,7 +269,11 @@ def test_installed_command_writes_what_nnunet_reads(folders):
     assert "nnUNetv2_train 27 2d 0 -tr nnUNetTrainerPLGCL" in done.stdout
     split = json.loads((folders / "splits_final.json").read_text())
     assert len(split) == 2 and all(set(fold) == PARTS for fold in split)
-    assert {file.name for file in folders.iterdir()} == {"splits_final.json", "plgcl_groups.json"}
+    assert {file.name for file in folders.iterdir()} == {
+        "splits_final.json",
+        "plgcl_groups.json",
+        "plgcl_labels.json",
+    }
 
 
 def test_same_split_again_changes_nothing_and_another_needs_force(folders, capsys):

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from conftest import TINY
 from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
 from training import make_trainer, tiny
@@ -145,6 +146,23 @@ def test_images_without_a_label_are_out_of_the_way(prepared, raw, capsys):
     assert names(raw / "imagesUn") == set(cases[6:]) and not (raw / "labelsUn").exists()
 
 
+def test_labels_of_zeros_are_warned_of_where_they_are_drawn(prepared, raw, capsys):
+    """Never read where they are not: that would open labels of unlabelled cases."""
+    cases = sorted(names(raw / "labelsTr"))
+    zeros, hidden = cases[:2], cases[8:]
+    for case in cases:
+        copy = prepared.preprocessed / "gt_segmentations" / f"{case}.nii.gz"
+        image = sitk.ReadImage(str(copy))
+        if case in hidden:
+            copy.write_bytes(b"not a label")
+        if case in zeros:
+            sitk.WriteImage(image * 0, str(copy))
+    split("--labelled", *cases[:4], "--val", *cases[4:8], "--group-by", ".+")
+    out = capsys.readouterr().out
+    assert f"Warning: Cases {', '.join(zeros)}: no voxel of any class in the label" in out
+    assert "cannot be read" not in out
+
+
 def test_a_target_that_cannot_be_written_leaves_everything_as_it_was(prepared, raw, monkeypatch):
     def rename(source, target):
         if len(list((raw / "imagesUn").glob("*"))) == 2:
@@ -157,7 +175,9 @@ def test_a_target_that_cannot_be_written_leaves_everything_as_it_was(prepared, r
     before, split_before = tree(raw), tree(prepared.preprocessed)
     with pytest.raises(SystemExit, match="no right to write"):
         split(*STRICT, "--force")
-    assert tree(raw) == before and tree(prepared.preprocessed) == split_before
+    after = tree(prepared.preprocessed)
+    after.pop("plgcl_labels.json")  # what was read of labels is remembered
+    assert tree(raw) == before and after == split_before
 
 
 @pytest.mark.parametrize("moved", [0, 3, 7, 12])

@@ -13,7 +13,7 @@ from nnunetv2_plgcl.datasets.check.finding import Finding
 
 def estimate_memory(plans: dict, dataset: dict, configuration: str, memory_length: int) -> Finding:
     """What our trainers add to the GPU memory that nnU-Net planned, and the size on disk; a
-    warning where the disk has less left. ``memory_length`` is the setting of that name."""
+    warning where the disk has less left. ``memory_length`` is that setting, 0 without."""
     from nnunetv2 import paths
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -31,7 +31,7 @@ def estimate_memory(plans: dict, dataset: dict, configuration: str, memory_lengt
     weights = sum(
         parameter.numel() * parameter.element_size() for parameter in network.parameters()
     )
-    buffers = ClassMemory(classes, memory_length).buffers()
+    buffers = list(ClassMemory(classes, memory_length).buffers()) if memory_length else []
     memory = 2 * sum(b.numel() * b.element_size() for b in buffers)  # positives and negatives
     # student (twice: also as deployed weights), teacher, momentum; final, best and latest
     checkpoints = 3 * (4 * weights + memory)

@@ -1,0 +1,63 @@
+"""What a trainer refuses when it starts, found by starting it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunetv2_plgcl.datasets.check.finding import Finding
+from nnunetv2_plgcl.workers import one_line
+
+
+def try_start(
+    trainer_name: str, plans: dict, dataset: dict, configuration: str, fold: int | str
+) -> tuple[Any, list[Finding]]:
+    """Make a trainer and let it build its networks, on the CPU and with nothing left behind.
+
+    Args:
+        trainer_name: as ``nnUNetv2_train -tr`` finds it.
+        plans: content of the plans file.
+        dataset: content of dataset.json.
+        configuration: of the plans.
+        fold: number, or ``"all"``.
+
+    Returns:
+        The trainer, None if it refused; and what it said then.
+
+    Raises:
+        RuntimeError: there is no such trainer.
+    """
+    with redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
+        trainer_class = recursive_find_trainer_class_by_name(trainer_name)
+    plans = copy.deepcopy({**plans, "continue_training": False})  # as nnUNetv2_train passes them
+    try:
+        with _results_nowhere(), redirect_stdout(io.StringIO()):
+            trainer: Any = trainer_class(
+                plans, configuration, fold, copy.deepcopy(dataset), torch.device("cpu")
+            )
+            trainer.initialize()
+    except Exception as error:  # nnU-Net asserts, too
+        return None, [Finding("error", f"{trainer_name} does not start: {one_line(error)}")]
+    return trainer, []
+
+
+@contextmanager
+def _results_nowhere() -> Iterator[None]:
+    before = os.environ.get("nnUNet_results")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["nnUNet_results"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["nnUNet_results"]
+            else:
+                os.environ["nnUNet_results"] = before
