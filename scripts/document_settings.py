@@ -79,7 +79,7 @@ def values(setting: Field) -> str:
 
 def _shown(default: object) -> str:
     """As written in the plans, fractions rounded."""
-    return f"{default:.3g}" if isinstance(default, float) else json.dumps(default)
+    return f"{default:.4g}" if isinstance(default, float) else json.dumps(default)
 
 
 if __name__ == "__main__":

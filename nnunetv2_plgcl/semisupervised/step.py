@@ -146,11 +146,12 @@ class SemiSupervisedStep(nnUNetTrainer):
         """Mixed precision on CUDA only, as in nnU-Net."""
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
-    def pseudo_label(self, weak: Tensor) -> Tensor:
+    def pseudo_label(self, weak: Tensor, teacher: Any = None) -> Tensor:
         """The teacher's confidence maps of the weak view (poster step 1).
 
         Args:
             weak: (B, C, *spatial).
+            teacher: another one, for methods that have two.
 
         Returns:
             (B, K, *spatial) in [0, 1], without gradient.
@@ -158,7 +159,7 @@ class SemiSupervisedStep(nnUNetTrainer):
         if len(weak) == 0:
             return weak.new_zeros(0, self.label_manager.num_segmentation_heads, *weak.shape[2:])
         with torch.no_grad():
-            return class_probabilities(self._run_teacher(weak), self.exclusive)
+            return class_probabilities((teacher or self._run_teacher)(weak), self.exclusive)
 
     def student_logits(self, images: Tensor) -> list[Tensor]:
         """One student pass, one output per resolution of deep supervision, the finest first."""
