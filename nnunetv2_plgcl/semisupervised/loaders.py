@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from nnunetv2_plgcl.semisupervised.views import WeakStrongViews
 from nnunetv2_plgcl.workers import one_line
 
 GONE_ALLOWED = 0.05  # share of the unlabelled cases
+
+WORKERS_VARIABLE = "nnUNet_n_proc_DA"  # nnU-Net's
 
 
 class UnlabelledDataset(nnUNetDatasetBlosc2):
@@ -147,6 +150,37 @@ def too_many_gone(gone: int, cases: int) -> bool:
     return gone == cases or (gone >= 2 and gone > GONE_ALLOWED * cases)
 
 
+def divide_workers(labelled: int, unlabelled: int) -> tuple[int, int]:
+    """Divide nnU-Net's number of workers among labelled and unlabelled patches of a batch.
+
+    Args:
+        labelled, unlabelled: how many of each there are.
+
+    Returns:
+        workers for each, in proportion and at least one; 0 where nnU-Net has none.
+    """
+    workers = get_allowed_n_proc_DA()
+    if workers == 0:
+        return 0, 0
+    for_unlabelled = round(workers * unlabelled / (labelled + unlabelled))
+    for_unlabelled = max(1, min(for_unlabelled, workers - 1))
+    return max(1, workers - for_unlabelled), for_unlabelled
+
+
+@contextmanager
+def workers_of_nnunet(number: int) -> Iterator[None]:
+    """Inside, nnU-Net starts so many workers for its own loader: its variable says so."""
+    before = os.environ.get(WORKERS_VARIABLE)
+    os.environ[WORKERS_VARIABLE] = str(number)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[WORKERS_VARIABLE]
+        else:
+            os.environ[WORKERS_VARIABLE] = before
+
+
 def unlabelled_loader(
     dataset: UnlabelledDataset,
     batch_size: int,
@@ -155,9 +189,10 @@ def unlabelled_loader(
     label_manager: LabelManager,
     views: WeakStrongViews,
     seeds: Callable[[int], np.ndarray],
+    workers: int,
     pin_memory: bool,
 ) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
-    """Serve batches of views, with as many workers as nnU-Net's own loader has.
+    """Serve batches of views.
 
     Args:
         dataset: the cases.
@@ -167,20 +202,20 @@ def unlabelled_loader(
         label_manager: of the dataset.
         views: makes the views of a patch.
         seeds: gives as many seeds as it is asked for, one for each worker.
+        workers: processes that load, 0 for none beside this one.
         pin_memory: for copies to a GPU.
     """
     loader = UnlabelledLoader(
         dataset, batch_size, initial_patch_size, patch_size, label_manager, transforms=views
     )
-    processes = get_allowed_n_proc_DA()
-    if processes == 0:
+    if workers == 0:
         return SingleThreadedAugmenter(loader, None)
     return NonDetMultiThreadedAugmenter(
         loader,
         None,
-        processes,
-        num_cached=max(6, processes // 2),
-        seeds=[int(seed) for seed in seeds(processes)],
+        workers,
+        num_cached=max(6, workers // 2),
+        seeds=[int(seed) for seed in seeds(workers)],
         pin_memory=pin_memory,
         wait_time=0.002,
     )

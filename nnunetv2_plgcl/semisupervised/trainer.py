@@ -227,10 +227,16 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         self.batch_size = self.planned_batch_size if self.is_warmup else self.labelled_batch_size
         # online validation sees as many patches as with nnU-Net's own batch
         self.num_val_iterations_per_epoch = -(-self._validation_patches // self.batch_size)
-        self.dataloader_unlabelled = None if self.is_warmup else self._unlabelled_loader()
-        return super().get_dataloaders()
+        if self.is_warmup:
+            self.dataloader_unlabelled = None
+            return super().get_dataloaders()
+        unlabelled = self.planned_batch_size - self.batch_size
+        workers, of_unlabelled = loaders.divide_workers(self.batch_size, unlabelled)
+        self.dataloader_unlabelled = self._unlabelled_loader(of_unlabelled)
+        with loaders.workers_of_nnunet(workers):
+            return super().get_dataloaders()
 
-    def _unlabelled_loader(self) -> Any:
+    def _unlabelled_loader(self, workers: int) -> Any:
         patch_size = self.configuration_manager.patch_size
         use_mask_for_norm = self.configuration_manager.use_mask_for_norm
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
@@ -260,6 +266,7 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
             self.label_manager,
             views,
             self._epoch_seeds,
+            workers,
             pin_memory=self.device.type == "cuda",
         )
 

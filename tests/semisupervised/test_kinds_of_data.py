@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import torch
 from conftest import TINY
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from training import make_trainer, tiny
 
 from nnunetv2_plgcl.semisupervised import log as series
@@ -83,5 +84,7 @@ def test_normalisation_inside_a_mask(prepared):
 def test_loaders_with_worker_processes(prepared, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
     trainer, _ = train(prepared)
+    train_loader, unlabelled = trainer.dataloader_train, trainer.dataloader_unlabelled
+    assert train_loader.num_processes + unlabelled.num_processes == 2 == get_allowed_n_proc_DA()
     workers = trainer.dataloader_unlabelled._processes
     assert not any(process.is_alive() for process in workers), "workers outlive the training"
