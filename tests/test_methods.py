@@ -53,6 +53,13 @@ def method(name: str) -> type:
     return trainer_classes()[f"nnUNetTrainer{name}"]
 
 
+def test_every_method_is_tested_and_described():
+    trainers = {n for n, t in trainer_classes().items() if ".methods." in t.__module__}
+    assert trainers == {f"nnUNetTrainer{name}" for name in METHODS}
+    page = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    assert all(f"| `{trainer}` |" in page for trainer in trainers)
+
+
 def architecture(prepared, **changes):
     """Four stages, as URPC needs them."""
     plans = prepared.plans()["configurations"][TINY]["architecture"]
