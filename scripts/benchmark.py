@@ -59,7 +59,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "with (default: " + " ".join(TRAINERS) + ")")  # fmt: skip
     add("--seeds", type=positive, default=1, metavar="N", help="repetitions (default: 1)")
     add("--iterations", type=iterations, metavar="N",
-        help=f"a multiple of {STEPS} (default: what the configuration converges in)")  # fmt: skip
+        help=f"a multiple of {STEPS} (default: the configuration's, docs/bench.md)")  # fmt: skip
     add("--jobs", type=positive, default=1, metavar="N",
         help="trainings side by side; on a CPU best as many as cores (default: 1)")  # fmt: skip
     add("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: %(default)s")
