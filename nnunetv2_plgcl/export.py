@@ -13,6 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_plgcl.model_files import read_model_file
 from nnunetv2_plgcl.settings import PLANS_KEY
 
 STOCK = nnUNetTrainer.__name__
@@ -93,7 +94,7 @@ def export_model(
 
 
 def _stripped(file: Path, plans: dict[str, Any]) -> dict[str, Any]:
-    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+    checkpoint = read_model_file(file)
     kept = {key: checkpoint[key] for key in PREDICTION_NEEDS}
     kept["init_args"] = {**kept["init_args"], "plans": plans}
     return {**kept, "trainer_name": STOCK}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import shlex
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -46,7 +47,8 @@ def run_all(
     context = multiprocessing.get_context("spawn")
     failures = {}
     bar = tqdm(total=len(arguments), desc=description, disable=not show_progress)
-    with bar, ProcessPoolExecutor(min(processes, max(1, len(arguments))), context) as pool:
+    number = min(processes, max(1, len(arguments)))
+    with bar, ProcessPoolExecutor(number, context, initializer=leave_interruption) as pool:
         futures: dict[Future, str] = {
             pool.submit(function, *values): case for case, values in arguments.items()
         }
@@ -66,6 +68,11 @@ def run_all(
         finally:
             pool.shutdown(cancel_futures=True)
     return failures
+
+
+def leave_interruption() -> None:
+    """In a worker process: Ctrl-C is for the process that started it, which then ends both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def one_line(error: BaseException) -> str:

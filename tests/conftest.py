@@ -154,7 +154,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from nnunetv2_plgcl import workers
 
     class Pool:
-        def __init__(self, *_):
+        def __init__(self, *_, **__):
             pass
 
         def __enter__(self):

@@ -12,11 +12,24 @@ def positive(word: str) -> int:
     return number
 
 
+def fraction(word: str) -> float:
+    number = float(word)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError("must lie between 0 and 1")
+    return number
+
+
+def fold(word: str) -> int | str:
+    if word != "all" and not word.isdecimal():
+        raise argparse.ArgumentTypeError("must be a number or all")
+    return word if word == "all" else int(word)
+
+
 def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="number or name")
 
 
-def add_plans(parser: argparse.ArgumentParser) -> None:
+def add_plans(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "-p", "-plans_name", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s"
     )

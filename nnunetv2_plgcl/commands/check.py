@@ -11,6 +11,7 @@ from nnunetv2_plgcl.commands.arguments import (
     add_group_pattern,
     add_plans,
     add_processes,
+    fold,
 )
 from nnunetv2_plgcl.commands.errors import errors_in_one_line
 
@@ -24,7 +25,7 @@ def check(argv: Sequence[str] | None = None) -> None:
     )
     add_dataset(parser)
     parser.add_argument("-c", required=True, metavar="CONFIG")
-    parser.add_argument("-f", required=True, metavar="FOLD", help="number or all")
+    parser.add_argument("-f", required=True, metavar="FOLD", type=fold, help="number or all")
     parser.add_argument(
         "-tr", default="nnUNetTrainerPLGCL", metavar="TRAINER", help="default: %(default)s"
     )
@@ -38,11 +39,10 @@ def check(argv: Sequence[str] | None = None) -> None:
         from nnunetv2_plgcl.datasets.files import dataset_name, read_plans
 
         plans, dataset = read_plans(dataset_name(args.d), args.p, args.c)
-        fold = int(args.f) if args.f.isdecimal() else args.f
         findings = library.check_training(
-            plans, dataset, args.c, fold, args.group_by, args.np, all_values=True
+            plans, dataset, args.c, args.f, args.group_by, args.np, all_values=True
         )
-        trainer, refused = library.try_start(args.tr, plans, dataset, args.c, fold)
+        trainer, refused = library.try_start(args.tr, plans, dataset, args.c, args.f)
         findings += refused
         if trainer is not None:
             length = getattr(getattr(trainer, "config", None), "memory_length", 0)

@@ -44,4 +44,6 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         library.write_json(summary, output)
         library.write_csv(summary, output.with_suffix(".csv"))
         print(library.table(summary, library.class_names(dataset)))
+        for warning in summary["warnings"]:
+            print(f"warning {warning}")
         print(f"Written: {output}, {output.with_suffix('.csv')}")

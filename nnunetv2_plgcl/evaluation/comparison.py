@@ -7,7 +7,7 @@ a case counts once in every mean, interval and test. Source: ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ import numpy as np
 import pandas as pd
 
 from nnunetv2_plgcl.evaluation.evaluate import REPORTED, class_names, evaluate_folder
+from nnunetv2_plgcl.evaluation.folds import Fold
 from nnunetv2_plgcl.evaluation.runs import Course, Run
 from nnunetv2_plgcl.evaluation.statistics import bootstrap_interval, holm, paired_wilcoxon
 
+STOCK = "nnUNetTrainer"
 NAMES = {"Dice": "DSC"}  # in tables and figures; the others keep theirs
 METRICS = tuple(NAMES.get(metric, metric) for metric in REPORTED)
 
@@ -30,10 +32,11 @@ class Comparison:
     Attributes:
         trainers: in the order of the tables; the first is what the others are compared with.
         classes: names.
-        unit: of the distances, "mm" or "voxels".
+        unit: of the distances, "mm", "voxels" or "pixels".
         scores: one row for each run, case, class and metric: trainer, labelled (cases), share
             (of all training cases, 0 to 1), fold, seed, case, class, metric, value, empty.
-        courses: of each run.
+        courses: of each run; none for predictions whose training is unknown.
+        warnings: of the evaluation, a sentence each.
     """
 
     trainers: tuple[str, ...]
@@ -41,11 +44,19 @@ class Comparison:
     unit: str
     scores: pd.DataFrame
     courses: Mapping[Run, Course]
+    warnings: tuple[str, ...] = ()
 
     @property
     def amounts(self) -> list[int]:
         """Numbers of labelled cases, ascending."""
         return sorted(self.scores["labelled"].unique().tolist())
+
+    def short_name(self, trainer: str) -> str:
+        """For tables and figures: without what the names of all trainers begin with."""
+        if not all(name.startswith(STOCK) for name in self.trainers):
+            return trainer
+        rest = trainer.removeprefix(STOCK)
+        return rest if rest and not rest.startswith("_") else f"nnU-Net{rest}"
 
     def per_case(self, labelled: int, metric: str, of_class: str | None = None) -> pd.DataFrame:
         """Cases as rows, trainers as columns: the mean over repetitions, and over classes unless
@@ -74,49 +85,76 @@ class Comparison:
 def scores_of(
     runs: Mapping[Run, Path],
     reference: Path,
-    cases: Mapping[int, Sequence[str] | None],
-    sizes: Mapping[int, tuple[int, int]],
+    cases: Mapping[int | str, Sequence[str] | None],
+    folds: Mapping[int | str, Fold],
     dataset: Mapping[str, Any],
     voxel: bool,
     processes: int,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, str, list[str]]:
     """Evaluate the predictions of each run.
 
     Args:
         runs: run -> folder of its predictions.
         reference: folder of references.
-        cases: fold -> cases to evaluate, None for all of the folders.
-        sizes: fold -> labelled and unlabelled cases.
+        cases: to evaluate, by fold; None for all of the folders.
+        folds: with their numbers of cases.
         dataset: content of dataset.json.
         voxel: distances in voxels instead of mm.
         processes: worker processes.
 
     Returns:
-        ``Comparison.scores``.
+        ``Comparison.scores``, the unit of distances, and warnings.
 
     Raises:
-        ValueError, RuntimeError: as ``evaluate_folder``.
+        ValueError, RuntimeError: as ``evaluate_folder``; units differ.
     """
-    names = class_names(dataset)
-    ending = dataset["file_ending"]
-    rows = []
+    rows, units, warnings = [], set(), []
     for run, predictions in runs.items():
         summary = evaluate_folder(
             reference, predictions, dataset,
             cases=cases[run.fold], voxel=voxel, processes=processes,
         )  # fmt: skip
-        labelled, unlabelled = sizes[run.fold]
-        fixed = {
-            "trainer": run.trainer, "labelled": labelled,
-            "share": labelled / (labelled + unlabelled), "fold": run.fold, "seed": run.seed,
-        }  # fmt: skip
-        for case in summary["metric_per_case"]:
-            name = Path(case["prediction_file"]).name.removesuffix(ending)
-            for of_class, metrics in zip(names, case["metrics"].values(), strict=True):
-                of_case = {**fixed, "case": name, "class": of_class, "empty": metrics["empty"]}
-                for key, metric in zip(REPORTED, METRICS, strict=True):
-                    rows.append({**of_case, "metric": metric, "value": metrics[key]})
-    return pd.DataFrame(rows)
+        fold = folds[run.fold]
+        rows += rows_of(
+            summary, dataset, trainer=run.trainer, labelled=len(fold.labelled), share=fold.share,
+            fold=run.fold, seed=run.seed,
+        )  # fmt: skip
+        units.add(summary["unit"])
+        warnings += summary["warnings"]
+    return pd.DataFrame(rows), one_unit(units), warnings
+
+
+def rows_of(
+    summary: Mapping[str, Any], dataset: Mapping[str, Any], **fixed: Any
+) -> list[dict[str, Any]]:
+    """Rows of ``Comparison.scores``.
+
+    Args:
+        summary: from ``evaluate_folder``.
+        dataset: content of dataset.json.
+        fixed: what all rows have in common.
+    """
+    names, rows = class_names(dataset), []
+    for case in summary["metric_per_case"]:
+        name = Path(case["prediction_file"]).name.removesuffix(dataset["file_ending"])
+        for of_class, metrics in zip(names, case["metrics"].values(), strict=True):
+            of_case = {**fixed, "case": name, "class": of_class, "empty": metrics["empty"]}
+            for key, metric in zip(REPORTED, METRICS, strict=True):
+                rows.append({**of_case, "metric": metric, "value": metrics[key]})
+    return rows
+
+
+def one_unit(units: Collection[str]) -> str:
+    """
+    Raises:
+        ValueError: there are several.
+    """
+    if len(units) > 1:
+        raise ValueError(
+            "Only some of the predictions tell their spacing, so distances would be in "
+            f"{' and '.join(sorted(units))}: add --voxel."
+        )
+    return next(iter(units))
 
 
 def results(comparison: Comparison) -> pd.DataFrame:
@@ -190,17 +228,15 @@ def cases_to_show(comparison: Comparison, labelled: int) -> dict[str, str]:
     return {"best": names[-1], "median": names[len(names) // 2], "worst": names[0]}
 
 
-def _costs(comparison: Comparison, trainer: str, folds: Sequence[int]) -> dict[str, float]:
+def _costs(comparison: Comparison, trainer: str, folds: Sequence[int | str]) -> dict[str, float]:
     of = [
         c for run, c in comparison.courses.items() if run.trainer == trainer and run.fold in folds
     ]
     memory = [course.peak_memory for course in of if course.peak_memory is not None]
     return {
-        "training (h)": float(np.mean([course.seconds / 3600 for course in of])),
-        "ms per iteration": float(
-            np.mean([1000 * course.seconds / course.iterations for course in of])
-        ),
-        "peak memory (GiB)": float(np.mean(memory)) / 2**30 if memory else math.nan,
+        "training (h)": _mean(np.array([course.seconds / 3600 for course in of])),
+        "ms per iteration": _mean(np.array([1e3 * c.seconds / c.iterations for c in of])),
+        "peak memory (GiB)": _mean(np.array(memory, float)) / 2**30,
     }
 
 

@@ -22,12 +22,20 @@ from nnunetv2.evaluation.evaluate_predictions import (
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunetv2_plgcl.datasets.files import label_manager, values_of
+from nnunetv2_plgcl.evaluation.geometry import (
+    TOLERANCE,
+    displacement,
+    distance_unit,
+    has_spacing,
+    some_have_spacing,
+)
 from nnunetv2_plgcl.evaluation.metrics import surface_distances
 from nnunetv2_plgcl.workers import describe_failures, run_all
 
 DISTANCES = ("HD95", "ASSD", "ASD")
 REPORTED = ("Dice", *DISTANCES)
-GEOMETRY_TOLERANCE = 1e-3  # mm, and for directions
+DISPLACED = "displacement in voxels"  # of a case in a summary
 EMPTY = ("prediction", "reference", "both")
 
 Region = int | tuple[int, ...]
@@ -57,25 +65,28 @@ def evaluate_case(
         voxel: distances in voxels instead of mm.
 
     Returns:
-        What ``compute_metrics`` returns, with ``DISTANCES`` and "empty" for each class.
+        What ``compute_metrics`` returns, with ``DISTANCES`` and "empty" for each class, and
+        ``DISPLACED``.
 
     Raises:
-        ValueError: shapes or geometries differ, or a file has an unknown label.
+        ValueError: shapes differ, or a file has an unknown label.
     """
     reference, of_reference = reader().read_seg(reference_file)
     prediction, of_prediction = reader().read_seg(prediction_file)
+    require_segmentation(reference, known_labels, ignore_label, reference_file)
+    require_segmentation(prediction, known_labels, None, prediction_file)
     if reference.shape != prediction.shape:
         raise ValueError(
             f"{prediction_file} has shape {prediction.shape[1:]}, its reference "
             f"{reference.shape[1:]}."
         )
-    _require_same_geometry(of_prediction, of_reference, prediction_file)
-    spacing = of_reference["spacing"]
-    ignored = set() if ignore_label is None else {ignore_label}
-    _require_known_labels(prediction, set(known_labels), prediction_file)
-    _require_known_labels(reference, set(known_labels) | ignored, reference_file)
+    known = [has_spacing(reader, file) for file in (reference_file, prediction_file)]
+    spacing = (of_reference if known[0] else of_prediction)["spacing"]
     result: dict[str, Any] = compute_metrics(
         reference_file, prediction_file, reader(), regions, ignore_label
+    )
+    result[DISPLACED] = (
+        displacement(of_prediction, of_reference, reference.shape[1:]) if all(known) else 0.0
     )
     counts = np.ones(reference.shape[1:], bool)
     if ignore_label is not None:
@@ -89,26 +100,26 @@ def evaluate_case(
     return result
 
 
-def _require_same_geometry(prediction: Mapping, reference: Mapping, file: str) -> None:
-    of_both = [
-        {"spacing": of["spacing"], **of.get("sitk_stuff", {}), **of.get("nibabel_stuff", {})}
-        for of in (prediction, reference)
-    ]
-    for what in ("spacing", "origin", "direction", "original_affine"):
-        if what not in of_both[0] or what not in of_both[1]:
-            continue
-        there, wanted = (np.array(of[what], float) for of in of_both)
-        if there.shape != wanted.shape or not np.allclose(there, wanted, atol=GEOMETRY_TOLERANCE):
-            raise ValueError(
-                f"{file} has {what.replace('_', ' ')} {there.tolist()}, its reference "
-                f"{wanted.tolist()}."
-            )
+def require_segmentation(
+    segmentation: np.ndarray, known_labels: Sequence[int], ignore_label: int | None, file: str
+) -> None:
+    """Refuse what is no segmentation with the labels of dataset.json.
 
+    Args:
+        segmentation: (C, Z, Y, X), as nnU-Net's readers return it.
+        known_labels: that dataset.json names.
+        ignore_label: that counts as known; None for none.
+        file: to be named.
 
-def _require_known_labels(segmentation: np.ndarray, known: set[int], file: str) -> None:
-    unknown = [value for value in np.unique(segmentation).tolist() if value not in known]
+    Raises:
+        ValueError: more channels than one, or an unknown label.
+    """
+    if len(segmentation) != 1:
+        raise ValueError(f"{file} has {len(segmentation)} channels; a segmentation has one.")
+    unknown = set(np.unique(segmentation)) - {*known_labels, ignore_label}
     if unknown:
-        raise ValueError(f"{file} has label {unknown[0]:g}, unknown to dataset.json.")
+        value = str(min(unknown)).removesuffix(".0")
+        raise ValueError(f"{file} has label {value}, unknown to dataset.json.")
 
 
 def _distances(
@@ -156,9 +167,10 @@ def evaluate_folder(
     for key in ("file_ending", "labels"):
         if key not in dataset:
             raise ValueError(f'There is no "{key}" in what was given as dataset.json.')
+    labels = label_manager(dataset)
     ending = dataset["file_ending"]
     names = {
-        folder: {file.name for file in folder.iterdir() if file.name.endswith(ending)}
+        folder: {file.name for file in folder.glob(f"[!.]*{ending}")}  # macOS leaves ._ files
         if folder.is_dir()
         else set()
         for folder in (reference_folder, prediction_folder)
@@ -172,23 +184,23 @@ def evaluate_folder(
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise ValueError(f"{folder} lacks {', '.join(missing[:3])}{more}.")
-    labels = _labels(dataset)
-    regions = labels.foreground_regions if labels.has_regions else labels.foreground_labels
     files = sorted(wanted)
     reader = determine_reader_writer_from_dataset_json(
         dict(dataset), str(reference_folder / files[0]), verbose=False
     )
+    pairs = [(reference_folder / file, prediction_folder / file) for file in files]
+    unit = distance_unit(reader, pairs, voxel)
     arguments = {
-        file: (
-            str(reference_folder / file),
-            str(prediction_folder / file),
+        reference.name: (
+            str(reference),
+            str(prediction),
             reader,
-            list(regions),
+            regions_of(labels),
             labels.ignore_label,
             [int(label) for label in labels.all_labels],
-            voxel,
+            unit != "mm",
         )
-        for file in files
+        for reference, prediction in pairs
     }
     results: dict[str, dict] = {}
     failures = run_all(
@@ -196,21 +208,44 @@ def evaluate_folder(
     )
     if failures:
         raise RuntimeError(describe_failures(failures, len(files)))
-    summary = summarise([results[file] for file in files], list(regions))
-    return {**summary, "unit": "voxels" if voxel else "mm"}
+    summary = summarise([results[file] for file in files], regions_of(labels))
+    warnings = displaced(summary)
+    if not voxel and unit != "mm" and some_have_spacing(reader, pairs):
+        warnings.append(f"Some files have no spacing, so all distances are in {unit}.")
+    return {**summary, "unit": unit, "warnings": warnings}
+
+
+def displaced(summary: Mapping[str, Any]) -> list[str]:
+    """Says in one sentence which predictions lie beside their reference; nothing if none does."""
+    cases = [case for case in summary["metric_per_case"] if case[DISPLACED] > TOLERANCE]
+    if not cases:
+        return []
+    worst = max(cases, key=lambda case: case[DISPLACED])
+    return [
+        f"The headers of {len(cases)} predictions place voxels elsewhere than those of their "
+        f"references, {worst['prediction_file']} by up to {worst[DISPLACED]:.3g} voxels. Voxels of "
+        f"equal index were compared."
+    ]
+
+
+def regions_of(labels: LabelManager) -> list[Region]:
+    """The classes: labels, or regions of several labels."""
+    if not labels.has_regions:
+        return list(labels.foreground_labels)
+    regions = labels.foreground_regions
+    return [tuple(map(int, r)) if isinstance(r, tuple) else int(r) for r in regions]
 
 
 def class_names(dataset: Mapping[str, Any]) -> list[str]:
-    """Of the classes, in the order of a summary."""
-    labels = _labels(dataset)
-    foreground = {n: v for n, v in labels.label_dict.items() if n != "ignore" and v != 0}
-    if labels.has_regions:
-        return list(foreground)
-    return sorted(foreground, key=lambda name: foreground[name])
+    """Of the classes, in the order of a summary.
 
-
-def _labels(dataset: Mapping[str, Any]) -> LabelManager:
-    return LabelManager(dataset["labels"], dataset.get("regions_class_order"))
+    Raises:
+        ValueError: nnU-Net refuses the labels.
+    """
+    labels = label_manager(dataset)
+    values = {n: values_of(v) for n, v in labels.label_dict.items() if n != "ignore"}
+    foreground = [name for name, of_class in values.items() if of_class != {0}]
+    return foreground if labels.has_regions else sorted(foreground, key=lambda n: max(values[n]))
 
 
 def summarise(cases: list[dict[str, Any]], regions: Sequence[Region]) -> dict[str, Any]:

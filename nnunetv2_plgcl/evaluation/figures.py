@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnunetv2_plgcl.evaluation.comparison import Comparison
-from nnunetv2_plgcl.evaluation.overlay import COLOURS
+from nnunetv2_plgcl.evaluation.overlay import COLOURS, plain
 
 WIDTH = 6.4  # inches; each figure fits a column of text and, scaled, a telephone
 
@@ -39,7 +39,8 @@ def box_plot(comparison: Comparison, metric: str) -> Figure:
                 spread = np.linspace(-0.2, 0.2, len(known)) if len(known) > 1 else np.zeros(1)
                 axis.plot(known, y + spread, "o", markersize=2.5, color="black", alpha=0.5)
             ticks.append(y)
-            labels.append(f"{trainer}\n{labelled} labelled" if len(amounts) > 1 else trainer)
+            name = plain(comparison.short_name(trainer))
+            labels.append(f"{name}\n{labelled} labelled" if len(amounts) > 1 else name)
     axis.set_yticks(ticks, labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel(metric if metric == "DSC" else f"{metric} ({comparison.unit})")
@@ -68,7 +69,8 @@ def learning_curves(comparison: Comparison, labelled: int) -> Figure:
         values = np.array(curves)
         epochs = np.arange(1, values.shape[1] + 1)
         colour = COLOURS[place % len(COLOURS)]
-        axis.plot(epochs, values.mean(0), marker=".", color=colour, label=trainer)
+        name = plain(comparison.short_name(trainer))
+        axis.plot(epochs, values.mean(0), marker=".", color=colour, label=name)
         if len(values) > 1:
             axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2)
     axis.set(xlabel="epoch", ylabel="online validation Dice", ylim=(0, 1))

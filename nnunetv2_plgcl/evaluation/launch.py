@@ -20,8 +20,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from nnunetv2_plgcl.datasets.files import nnunet_folder, read_json, states_of, write_json
+from nnunetv2_plgcl.datasets.files import (
+    nnunet_folder,
+    read_json,
+    read_plans,
+    states_of,
+    write_json,
+)
 from nnunetv2_plgcl.datasets.raw import images_by_case
+from nnunetv2_plgcl.evaluation.folds import read_fold
 from nnunetv2_plgcl.evaluation.runs import FINAL, LABELLED, PEAK_MEMORY, RECORD, Run, read_record
 from nnunetv2_plgcl.settings import PLANS_KEY
 from nnunetv2_plgcl.workers import run_logged
@@ -106,10 +113,10 @@ def _train(job: Job) -> None:
     from nnunetv2.run.run_training import run_training_entry
 
     run = job.run
-    splits = nnunet_folder("nnUNet_preprocessed") / run.dataset / "splits_final.json"
     begins = not any(run.folder.glob("checkpoint_*.pth"))
     if begins:  # else the split may be another one than at the beginning
-        _note(run, {LABELLED: read_json(splits)[run.fold]["train"]})
+        plans, _ = read_plans(run.dataset, run.plans_name, run.configuration)
+        _note(run, {LABELLED: read_fold(plans, run.configuration, run.fold).labelled})
     sys.argv = ["nnUNetv2_train", run.dataset, run.configuration, str(run.fold), "-tr", run.trainer,
                 "-p", run.plans_name, "-device", job.device, "--c"]  # fmt: skip
     trains = not (run.folder / FINAL).is_file()

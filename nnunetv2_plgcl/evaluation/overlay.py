@@ -20,6 +20,11 @@ def slice_with_most_foreground(segmentation: np.ndarray) -> int:
     return int((segmentation > 0).sum(axis=(1, 2)).argmax())
 
 
+def plain(text: str) -> str:
+    """A name for matplotlib, which takes what stands between two $ for a formula."""
+    return text.replace("$", r"\$")
+
+
 def overlay_figure(
     image: np.ndarray,
     segmentations: Mapping[str, np.ndarray],
@@ -54,13 +59,15 @@ def overlay_figure(
     panels = figure.subplots(1, 1 + len(segmentations), squeeze=False)[0]
     for panel, title in zip(panels, ["image", *segmentations], strict=True):
         panel.imshow(image, cmap="gray", aspect=aspect, vmin=window[0], vmax=window[1])
-        panel.set_title("\n".join(wrap(title, TITLE_WIDTH)), fontsize=9)
+        panel.set_title(plain("\n".join(wrap(title, TITLE_WIDTH))), fontsize=9)
         panel.set_axis_off()
     for panel, segmentation in zip(panels[1:], segmentations.values(), strict=True):
         for label in classes:
             mask = segmentation == label
             if mask.any():
                 panel.contour(mask, levels=[0.5], colors=[colour[label]], linewidths=1.2)
-    lines = [Line2D([], [], color=colour[label], label=name) for label, name in classes.items()]
+    lines = [
+        Line2D([], [], color=colour[label], label=plain(name)) for label, name in classes.items()
+    ]
     figure.legend(handles=lines, loc="outside lower center", ncols=max(1, len(lines)))
     return figure

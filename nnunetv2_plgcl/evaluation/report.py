@@ -48,7 +48,7 @@ def write_report(
     file: Path,
     title: str,
     facts: Mapping[str, str],
-    table: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
     tests: pd.DataFrame,
     sections: Mapping[str, Sequence[Picture]],
 ) -> None:
@@ -58,7 +58,8 @@ def write_report(
         file: of the report.
         title: of the page.
         facts: what was compared, by name.
-        table, tests: as people read them.
+        tables: heading -> table, as people read it; the first holds the results.
+        tests: likewise.
         sections: heading -> pictures.
     """
     environment = jinja2.Environment(
@@ -70,7 +71,7 @@ def write_report(
     )
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     html = environment.get_template("report.html.jinja").render(
-        title=title, facts={**facts, "versions": packages}, table=table, tests=tests,
+        title=title, facts={**facts, "versions": packages}, tables=tables, tests=tests,
         sections=sections,
     )  # fmt: skip
     file.write_text(html, encoding="utf-8")

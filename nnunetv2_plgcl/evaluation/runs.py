@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_plgcl.datasets.files import nnunet_folder
-from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.model_files import read_model_file
 from nnunetv2_plgcl.settings import PLANS_KEY
 
 FINAL = "checkpoint_final.pth"
@@ -24,6 +24,7 @@ RECORD = "plgcl_run.json"
 LABELLED = "labelled_cases"  # in the record, and an attribute of our trainers in debug.json
 UNLABELLED = "unlabelled_cases"  # an attribute of our trainers in debug.json
 PEAK_MEMORY = "peak_memory_bytes"
+LENGTH = ("num_epochs", "num_iterations_per_epoch")  # attributes of a trainer
 OWN_NAMES = ("plans_name", "continue_training")  # keys of plans.json that may differ
 
 
@@ -43,7 +44,7 @@ class Run:
     trainer: str
     plans: str
     configuration: str
-    fold: int
+    fold: int | str
     seed: int
 
     @property
@@ -58,6 +59,13 @@ class Run:
     @property
     def folder(self) -> Path:
         return self.model_folder / f"fold_{self.fold}"
+
+    @property
+    def preprocessed(self) -> Path:
+        """Labelled cases of its configuration."""
+        plans = json.loads((self.model_folder / "plans.json").read_text())
+        identifier = PlansManager(plans).get_configuration(self.configuration).data_identifier
+        return nnunet_folder("nnUNet_preprocessed") / self.dataset / identifier
 
     @property
     def validation(self) -> Path:
@@ -114,92 +122,13 @@ def require_finished(runs: Sequence[Run]) -> None:
         )
 
 
-def require_alike(
-    runs: Sequence[Run],
-    splits: Sequence[Mapping[str, Any]],
-    images_un: Sequence[str],
-    split_file: Path,
-    trust_split: bool,
-) -> None:
-    """Refuse runs that were not trained under the same conditions.
-
-    Labelled, unlabelled and validation cases must be those of the split, plans (but for their name
-    and our settings) and iterations those of the first run.
-
-    Args:
-        runs: finished.
-        splits: content of ``split_file``.
-        images_un: unlabelled cases of every fold.
-        split_file: to be named in errors; its date counts.
-        trust_split: believe that a trainer which does not note its cases was trained with this
-            split, although the file is younger than the training.
-
-    Raises:
-        ValueError: what differs, and in which run.
-    """
-    first = runs[0]
-    plans, length = _plans(first), _debug(first, "num_epochs", "num_iterations_per_epoch")
-    for run in runs:
-        if run.fold >= len(splits):
-            raise ValueError(f"{split_file} has no fold {run.fold}, it has {len(splits)}.")
-        _require_split(run, splits[run.fold], images_un, split_file, trust_split)
-        theirs = _plans(run)
-        different = sorted(k for k in {*plans, *theirs} if plans.get(k) != theirs.get(k))
-        if different:
-            raise ValueError(
-                f"{run} and {first} were trained with different plans: {', '.join(different)}."
-            )
-        its_length = _debug(run, *length)
-        if its_length != length:
-            raise ValueError(
-                f"{run} was trained for {_in_words(its_length)}, {first} for {_in_words(length)}."
-            )
-
-
-def _require_split(
-    run: Run,
-    fold: Mapping[str, Sequence[str]],
-    images_un: Sequence[str],
-    split_file: Path,
-    trust_split: bool,
-) -> None:
-    named = f"fold {run.fold} of {split_file}"
-    ending = json.loads((run.model_folder / "dataset.json").read_text())["file_ending"]
-    validated = {f.name.removesuffix(ending) for f in run.validation.glob(f"*{ending}")}
-    _require_same("validation", validated, fold["val"], run, named)
-    unlabelled = _noted_by_trainer(run, UNLABELLED)
-    if unlabelled is not None:
-        there = [*fold.get("unlabelled", []), *images_un]
-        _require_same("unlabelled", unlabelled, there, run, named)
-    labelled = _noted_by_trainer(run, LABELLED)
-    if labelled is None and LABELLED in (record := read_record(run)):
-        labelled = set(record[LABELLED])
-    if labelled is not None:
-        _require_same("labelled", labelled, fold["train"], run, named)
-        return
-    log, number = _start_of_training(run)
-    if number != len(fold["train"]):
-        raise ValueError(f"{run} had {number} labelled cases, {named} has {len(fold['train'])}.")
-    if not trust_split and split_file.stat().st_mtime > log.timestamp():
-        raise ValueError(
-            f"{split_file} is younger than the training of {run}, which notes no names: its "
-            f"labelled cases may have been others. Train it again, or add --trust-split if the "
-            f"file was merely copied."
-        )
-
-
-def _require_same(part: str, of_run: set[str], listed: Sequence[str], run: Run, named: str) -> None:
-    other = sorted(of_run ^ set(listed))
-    if other:
-        raise ValueError(
-            f"{run} has other {part} cases than {named}. {some(other)} in one of them only."
-        )
-
-
-def _noted_by_trainer(run: Run, attribute: str) -> set[str] | None:
+def noted_by_trainer(run: Run, attribute: str) -> set[str] | None:
     """Cases that our trainers note in debug.json; None for a trainer that does not."""
     debug = json.loads((run.folder / "debug.json").read_text())
-    return set(ast.literal_eval(debug[attribute])) if attribute in debug else None
+    if attribute not in debug:
+        return None
+    # the names of a split that nnU-Net has just made are NumPy's: "[np.str_('case_000'), ...]"
+    return set(ast.literal_eval(re.sub(r"\bnp\.str_\((.*?)\)(?=[,\]])", r"\1", debug[attribute])))
 
 
 def read_record(run: Run) -> dict[str, Any]:
@@ -208,21 +137,28 @@ def read_record(run: Run) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _start_of_training(run: Run) -> tuple[datetime, int]:
-    """When the newest log of a training from its first epoch on begins, and how many training
-    cases nnU-Net writes into it."""
+def start_of_training(run: Run) -> tuple[datetime, int, bool]:
+    """When the newest log of a training from its first epoch on begins, how many training cases
+    nnU-Net writes into it, and whether that training wrote the split."""
     for file in sorted(run.folder.glob("training_log_*.txt"), reverse=True):
         text = file.read_text()
         number = re.search(r"This split has (\d+) training", text)
         if number and re.search(r": Epoch 0\b", text):
             moment = [int(part) for part in file.stem.split("_")[2:8]]
-            return datetime(*moment), int(number[1])  # type: ignore[arg-type]
+            made_split = "Creating new 5-fold cross-validation split" in text
+            return datetime(*moment), int(number[1]), made_split  # type: ignore[arg-type]
     raise ValueError(f"{run}: no log of its training in {run.folder} names its number of cases.")
 
 
-def _plans(run: Run) -> dict[str, Any]:
-    """What must be the same: of the plans, and of this configuration."""
-    plans = json.loads((run.model_folder / "plans.json").read_text())
+def compared_plans(run: Run, plans: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What must be the same: of the plans, and of this configuration.
+
+    Args:
+        run: trained, or with the plans given.
+        plans: with which it will be trained.
+    """
+    if plans is None:
+        plans = json.loads((run.model_folder / "plans.json").read_text())
     manager = PlansManager(plans)
     configuration = dict(manager.get_configuration(run.configuration).configuration)
     configuration.pop(PLANS_KEY, None)
@@ -230,25 +166,20 @@ def _plans(run: Run) -> dict[str, Any]:
     return {**general, **configuration}
 
 
-def _debug(run: Run, *names: str) -> dict[str, int]:
+def read_length(run: Run) -> dict[str, int]:
+    """Epochs and iterations of a training, by nnU-Net's names."""
     debug = json.loads((run.folder / "debug.json").read_text())
-    return {name: int(debug[name]) for name in names}
-
-
-def _in_words(length: Mapping[str, int]) -> str:
-    return " x ".join(f"{value} {name.removeprefix('num_')}" for name, value in length.items())
+    return {name: int(debug[name]) for name in LENGTH}
 
 
 def read_course(run: Run) -> Course:
     """What a finished training logged."""
-    checkpoint = torch.load(run.folder / FINAL, map_location="cpu", weights_only=False)
-    log = checkpoint["logging"]
+    log = read_model_file(run.folder / FINAL)["logging"]
     ends, starts = log["epoch_end_timestamps"], log["epoch_start_timestamps"]
-    epochs = _debug(run, "num_epochs", "num_iterations_per_epoch")
     return Course(
         online_dice=tuple(float(value) for value in log["mean_fg_dice"]),
         seconds=float(np.subtract(ends, starts).sum()),
-        iterations=epochs["num_epochs"] * epochs["num_iterations_per_epoch"],
-        batch_size=int(_plans(run)["batch_size"]),
+        iterations=math.prod(read_length(run).values()),
+        batch_size=int(compared_plans(run)["batch_size"]),
         peak_memory=read_record(run).get(PEAK_MEMORY),
     )

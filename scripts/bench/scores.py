@@ -26,8 +26,10 @@ from nnunetv2_plgcl.datasets.files import (
 from nnunetv2_plgcl.evaluation import tables
 from nnunetv2_plgcl.evaluation.comparison import METRICS, Comparison, results, scores_of, tests
 from nnunetv2_plgcl.evaluation.evaluate import class_names
+from nnunetv2_plgcl.evaluation.folds import Fold
 from nnunetv2_plgcl.evaluation.postprocessing import postprocess
-from nnunetv2_plgcl.evaluation.runs import FINAL, read_course, require_alike
+from nnunetv2_plgcl.evaluation.refuse import require_alike
+from nnunetv2_plgcl.evaluation.runs import FINAL, read_course
 
 CPU_SECONDS = "cpu_seconds"  # in the log of the benchmark's trainers
 POSTPROCESSED = "postprocessed"
@@ -99,11 +101,11 @@ def origin(training: Training) -> dict[str, Any]:
 def _scores(training: Training, predictions: Path, reference: Path, processes: int) -> pd.DataFrame:
     """Of each case, class and metric, as in docs/scores."""
     run, cases = training.run, training.fold.cases
-    scores = scores_of(
+    scores, _, _ = scores_of(
         {run: predictions},
         reference,
         {run.fold: None if training.test else cases["val"]},
-        {run.fold: (len(cases["train"]), len(cases.get("unlabelled", [])))},
+        {run.fold: Fold.of(cases)},
         read_json(run.model_folder / "dataset.json"),
         voxel=True,
         processes=processes,
@@ -133,8 +135,8 @@ def write_tables(trainings: Sequence[Training], postprocessing: bool, output: Pa
         ValueError: trainings had other cases, plans or iterations than the others.
     """
     runs = [training.run for training in trainings]
-    split = split_file(runs[0].dataset)
-    require_alike(runs, read_split(split), [], split, trust_split=False)
+    folds = enumerate(read_split(split_file(runs[0].dataset)))
+    require_alike(runs, {number: Fold.of(parts) for number, parts in folds}, trust_split=False)
     files = (training.row.with_suffix(".csv") for training in trainings)
     every = pd.concat([pd.read_csv(file) for file in files])
     written = []

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from conftest import TINY, Prepared, add_island
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 from training import EXT_TRAINERS, command_environment, nnunet_command
 
 from nnunetv2_plgcl import commands
 from nnunetv2_plgcl.datasets.raw import images_by_case
-from nnunetv2_plgcl.evaluation import launch, runs
+from nnunetv2_plgcl.evaluation import launch, refuse, runs
+from nnunetv2_plgcl.evaluation.folds import Fold
 
 STOCK, OURS = "nnUNetTrainer_tiny", "nnUNetTrainerPLGCL_tiny"
 
@@ -98,7 +101,7 @@ def test_scores_are_those_of_nnunet_and_repetitions_are_averaged_first(trained):
     assert f"{100 * float(table[OURS]['DSC']):.2f} [" in printed
     assert f"{len(trained.split['train'])} (40 %)" in printed  # 4 labelled, 6 unlabelled
     latex = (trained.base / "compared" / "table.tex").read_text()
-    assert r"nnUNetTrainerPLGCL\_tiny" in latex and r"\toprule" in latex
+    assert r"nnU-Net\_tiny" in latex and r"PLGCL\_tiny" in latex and r"\toprule" in latex
 
 
 def test_repetitions_differ_in_the_seed_alone(trained):
@@ -241,8 +244,8 @@ def test_runs_that_note_no_cases_are_held_against_their_log_and_the_splits_date(
     file = copy.preprocessed / "splits_final.json"
     (fold,) = json.loads(file.read_text())
 
-    def check(trust: bool = False, **parts: list[str]) -> None:
-        runs.require_alike(both, [{**fold, **parts}], [], file, trust)
+    def check(trust: bool = False, train: list[str] = fold["train"]) -> None:
+        refuse.require_alike(both, {0: Fold(train, fold["val"], fold["unlabelled"])}, trust)
 
     os.utime(file, (0, 0))
     check()
@@ -255,6 +258,147 @@ def test_runs_that_note_no_cases_are_held_against_their_log_and_the_splits_date(
     swapped = [fold["unlabelled"][0], *fold["train"][1:]]
     with pytest.raises(ValueError, match=r"PLGCL_tiny \(fold 0, seed 0\) has other labelled cases"):
         check(trust=True, train=swapped)
+
+
+@pytest.fixture
+def here(copy, monkeypatch):
+    """Jobs run in this process; the list gets the name of each that does."""
+    done: list[str] = []
+
+    def execute(jobs, logs, at_once):
+        for job in jobs:
+            done.append(job.run.name)
+            launch.execute(job)
+
+    monkeypatch.setattr(launch, "launch_local", execute)
+    monkeypatch.setattr("sys.argv", [])
+    monkeypatch.setattr(nnUNetTrainer, "default_num_processes", 1)  # each takes seconds to start
+    return done
+
+
+def test_what_cannot_be_compared_is_refused_before_the_first_training(copy, here, tmp_path):
+    """The baseline would be trained to its end first; what stops the others is known by then."""
+    raw, split = copy.base / "nnUNet_raw" / copy.name, copy.preprocessed / "splits_final.json"
+    shutil.rmtree(copy.results)
+    run_both = ("--run", "-device", "cpu")
+    longer = failure(copy, *run_both, "-tr", STOCK, OURS, "nnUNetTrainer_5epochs")
+    assert "5 epochs x 250 iterations" in longer and "4 epochs x 3 iterations" in longer
+    assert "nnUNetTrainerNothing" in failure(copy, *run_both, "-tr", STOCK,
+                                                        "nnUNetTrainerNothing")  # fmt: skip
+    plans_file = copy.preprocessed / "nnUNetPlans.json"
+    plans = plans_file.read_text()
+    changed = json.loads(plans)
+    changed["configurations"][TINY]["plgcl"] = {"ema_decay": 2}
+    plans_file.write_text(json.dumps(changed))
+    assert f"{OURS} does not start: 'ema_decay'" in failure(copy, *run_both)
+    changed["configurations"][TINY].update(plgcl={}, batch_size=1)
+    plans_file.write_text(json.dumps(changed))
+    assert "The batch size of configuration 2d_tiny is 1" in failure(copy, *run_both)
+    plans_file.write_text(plans)
+
+    original = split.read_text()
+    (fold,) = json.loads(original)
+    split.write_text(json.dumps([{"train": fold["train"], "val": fold["val"]}]))
+    assert "names no unlabelled case" in failure(copy, *run_both)
+    split.write_text(original)
+
+    reference = copy.preprocessed / "gt_segmentations" / f"{fold['val'][0]}.nii.gz"
+    kept = reference.read_bytes()
+    image = sitk.ReadImage(reference)
+    sitk.WriteImage(image[1:], reference)
+    assert f"{reference} has shape" in failure(copy, *run_both)
+    sitk.WriteImage(image * 7, reference)
+    assert "value 7 in the label" in failure(copy, *run_both)
+    reference.unlink()
+    assert f"{fold['val'][0]} without a reference" in failure(copy, *run_both)
+    reference.write_bytes(kept)
+
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(reference, tmp_path / "labels")
+    for channel in (0, 1):
+        shutil.copy(raw / "imagesTr" / f"{fold['val'][0]}_0000.nii.gz",
+                    tmp_path / "images" / f"{fold['val'][0]}_{channel:04d}.nii.gz")  # fmt: skip
+    test = ("--test", tmp_path / "images", tmp_path / "labels")
+    assert "has 2 channels, dataset.json names 1" in failure(copy, *run_both, *test)
+    assert "add --test" in failure(copy, "-f", "all", *run_both)
+    assert here == [] and not list(copy.results.rglob("*.pth"))
+
+
+def test_a_finished_run_that_does_not_fit_is_refused_before_the_others_are_trained(copy, here):
+    shutil.rmtree(fold_of(copy, OURS))
+    change_json(fold_of(copy, STOCK) / "debug.json", num_epochs="5")
+    message = failure(copy, "--run", "-device", "cpu")
+    assert "5 epochs" in message and "4 epochs" in message
+    change_json(fold_of(copy, STOCK) / "debug.json", num_epochs="4")
+    plans_file = copy.preprocessed / "nnUNetPlans.json"
+    plans = json.loads(plans_file.read_text())
+    plans["configurations"][TINY]["patch_size"] = [32, 32]
+    plans_file.write_text(json.dumps(plans))
+    assert "different plans: patch_size" in failure(copy, "--run", "-device", "cpu")
+    assert here == []
+
+
+def test_images_without_label_beside_nnunets_own_folds(copy, here, capsys):
+    """The way of a clinician: labelled cases in imagesTr, the others in imagesUn, no split."""
+    raw = copy.base / "nnUNet_raw" / copy.name
+    shutil.rmtree(copy.results)
+    (copy.preprocessed / "splits_final.json").unlink()
+    (raw / "imagesUn").mkdir()
+    for number, case in enumerate(copy.split["unlabelled"][:2]):
+        image = sitk.ReadImage(raw / "imagesTr" / f"{case}_0000.nii.gz")
+        other = sitk.Flip(image, (True, False, False))  # no copy of a labelled one
+        sitk.WriteImage(other, raw / "imagesUn" / f"other{number}_0000.nii.gz")
+    commands.preprocess(["-d", "901", "-c", TINY, "-np", "1"])
+    commands.compare(arguments(copy.base / "out", "--run", "-device", "cpu"))
+    assert "np.str_" in (fold_of(copy, OURS) / "debug.json").read_text()
+    fold = json.loads((copy.preprocessed / "splits_final.json").read_text())[0]
+    html = (copy.base / "out" / "report.html").read_text()
+    assert f"{len(fold['train'])} labelled, 2 unlabelled" in html
+    assert {row["case"] for row in read_csv(copy.base / "out" / "scores.csv")} == set(fold["val"])
+    # the stock trainer started by hand notes no cases, and nnU-Net wrote the split after its log
+    (fold_of(copy, STOCK) / runs.RECORD).unlink()
+    capsys.readouterr()
+    commands.compare(arguments(copy.base / "again"))
+    assert "| PLGCL_tiny |" in capsys.readouterr().out
+    for file in (raw / "imagesTr").iterdir():  # preprocessed data alone went to a cluster
+        file.unlink()
+    commands.compare(arguments(copy.base / "third"))
+    assert re.search("note .*not drawn: the raw images are not at hand", capsys.readouterr().out)
+    assert "Segmentations" not in (copy.base / "third" / "report.html").read_text()
+
+
+def test_fold_all_on_test_cases(copy, here, tmp_path):
+    raw, everything = (
+        copy.base / "nnUNet_raw" / copy.name,
+        sorted(c for part in copy.split.values() for c in part),
+    )
+    (raw / "imagesUn").mkdir()
+    shutil.copytree(copy.case_folder, copy.preprocessed / f"nnUNetPlans_{TINY}_unlabelled")
+    for file in (copy.preprocessed / f"nnUNetPlans_{TINY}_unlabelled").iterdir():
+        file.rename(file.with_name(f"un_{file.name}"))
+    unlabelled = [f"un_{case}" for case in everything]
+    for trainer in (STOCK, OURS):  # as if trained on all
+        of_all = fold_of(copy, trainer).with_name("fold_all")
+        fold_of(copy, trainer).rename(of_all)
+        for case in everything:
+            (of_all / "validation" / f"{case}.nii.gz").touch()
+        change_json(of_all / runs.RECORD, labelled_cases=everything)
+    change_json(of_all / "debug.json", labelled_cases=str(everything),
+                unlabelled_cases=str(unlabelled))  # fmt: skip
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for case in copy.split["val"]:
+        shutil.copy(raw / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / "images")
+        shutil.copy(raw / "labelsTr" / f"{case}.nii.gz", tmp_path / "labels")
+    commands.compare(
+        arguments(copy.base / "out", "-f", "all", "-device", "cpu",
+                  "--test", tmp_path / "images", tmp_path / "labels")
+    )  # fmt: skip
+    assert len(here) == 2
+    rows = read_csv(copy.base / "out" / "scores.csv")
+    assert {row["case"] for row in rows} == set(copy.split["val"])
+    assert {(row["fold"], row["labelled"]) for row in rows} == {("all", "12")}
 
 
 def test_what_is_missing_is_said_before_anything_is_done(copy):

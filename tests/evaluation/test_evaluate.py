@@ -154,17 +154,6 @@ def test_mistakes_are_told_in_one_line(folders, in_this_process):
     assert f"{reference} has label 7, unknown to dataset.json" in failure(folders)
     change(reference, lambda a: np.where(a == 7, 1, a))
     image = sitk.ReadImage(str(files[0]))
-    origin = image.GetOrigin()
-    image.SetOrigin([x + 50 for x in origin])
-    sitk.WriteImage(image, str(files[0]))
-    assert f"{files[0]} has origin" in failure(folders)
-    image.SetOrigin(origin)
-    image.SetDirection([0, 1, 0, 1, 0, 0, 0, 0, 1])
-    sitk.WriteImage(image, str(files[0]))
-    assert f"{files[0]} has direction" in failure(folders)
-    image.SetSpacing([3, 3, 3])
-    sitk.WriteImage(image, str(files[0]))
-    assert f"{files[0]} has spacing" in failure(folders)
     sitk.WriteImage(image[1:], str(files[0]))
     assert f"{files[0]} has shape" in failure(folders)
     files[0].unlink()
@@ -187,3 +176,113 @@ def test_the_command_with_worker_processes(folders):
     assert "Written:" in done.stdout and (folders / "scores.csv").is_file()
     alone = folders / "prediction" / "plgcl_summary.json"
     assert not alone.exists()
+
+
+def test_another_place_is_a_warning_with_the_distance_in_voxels(folders, in_this_process, capsys):
+    """nnU-Net compares voxels of equal index wherever they lie; rounded headers are no matter."""
+    file = sorted((folders / "prediction").glob("*.nii.gz"))[0]
+    image = sitk.ReadImage(str(file))
+    edge = min(image.GetSpacing())
+
+    def moved(by: float) -> str:
+        image.SetOrigin([origin[0] + by, *origin[1:]])
+        sitk.WriteImage(image, str(file))
+        summary = run(folders)
+        said = capsys.readouterr().out
+        assert [f"warning {text}" in said for text in summary["warnings"]] in ([], [True])
+        return " ".join(summary["warnings"])
+
+    origin = image.GetOrigin()
+    before = run(folders)
+    assert moved(0.002) == ""
+    assert f"{file} by up to {20 / edge:.3g} voxels" in moved(20)
+    after = json.loads((folders / "prediction" / "plgcl_summary.json").read_text())
+    assert after["mean"] == before["mean"]
+    mirrored = np.reshape(image.GetDirection(), (3, 3)) * (-1, 1, 1)  # about its first column
+    image.SetDirection(mirrored.ravel().tolist())
+    across = 2 * image.GetSpacing()[0] * (image.GetWidth() - 1) / edge
+    assert f"{across:.3g} voxels" in moved(0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ({"background": "0", "RV": "1", "MYO": "2", "LV": "3"}, ["RV", "MYO", "LV"]),
+        ({"background": 0, "heart": [1, 2, 3], "LV": 3}, ["heart", "LV"]),
+        ({"0": "background", "1": "RV"}, None),
+        ({"RV": 1}, None),
+    ],
+)
+def test_labels_as_people_write_them(folders, in_this_process, capsys, labels, classes):
+    """Numbers in quotes and regions without an order are read, what nnU-Net refuses is refused."""
+    dataset = json.loads((folders / "raw" / "dataset.json").read_text())
+    (folders / "raw" / "dataset.json").write_text(json.dumps({**dataset, "labels": labels}))
+    if classes is None:
+        assert 'nnU-Net refuses "labels"' in failure(folders)
+        return
+    summary = run(folders)
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert rows[1 : 1 + len(classes)] == classes and len(summary["mean"]) == len(classes)
+
+
+def test_hidden_files_of_macos_are_no_segmentations(folders, in_this_process):
+    before = run(folders)
+    for folder in ("prediction", "reference"):
+        (folders / folder / "._x.nii.gz").write_bytes(b"\0\5\26\7")
+    assert run(folders)["mean"] == before["mean"]
+
+
+def picture_folders(tmp_path, ending, spacing=None):
+    """Three references, and predictions that lie two pixels lower, of a format without spacing."""
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+    from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+
+    tmp_path.joinpath("raw").mkdir()
+    labels = {"background": 0, "gland": 1}
+    (tmp_path / "raw" / "dataset.json").write_text(
+        json.dumps({"file_ending": ending, "labels": labels, "channel_names": {"0": "R"}})
+    )
+    volume = ending == ".tif"
+    for name, shift in (("reference", 0), ("prediction", 2)):
+        (tmp_path / name).mkdir()
+        for case in range(3):
+            mask = np.zeros((5 if volume else 1, 24, 24), np.uint8)
+            mask[:, 4 + shift : 12 + shift, 6 : 14 + case] = 1
+            file = str(tmp_path / name / f"c{case}{ending}")
+            if volume:
+                Tiff3DIO().write_seg(mask, file, {"spacing": spacing or (1, 1, 1)})
+            else:
+                NaturalImage2DIO().write_seg(mask, file, {})
+
+
+@pytest.mark.parametrize("ending", [".png", ".bmp"])
+def test_distances_of_photographs_are_called_pixels(tmp_path, in_this_process, capsys, ending):
+    picture_folders(tmp_path, ending)
+    summary = run(tmp_path)
+    assert summary["unit"] == "pixels" and summary["mean"]["1"]["HD95"] == 2
+    assert "HD95 (pixels)" in capsys.readouterr().out
+    assert ",pixels\n" in (tmp_path / "prediction" / "plgcl_summary.csv").read_text().replace(
+        "\r", ""
+    )
+
+
+def test_tiff_volumes_have_the_spacing_of_the_file_beside_them(tmp_path, in_this_process):
+    picture_folders(tmp_path, ".tif", spacing=(5.0, 0.5, 0.5))
+    summary = run(tmp_path)
+    assert summary["unit"] == "mm" and summary["mean"]["1"]["HD95"] == 1
+    for file in (tmp_path / "reference").glob("*.json"):  # as in gt_segmentations
+        file.unlink()
+    assert run(tmp_path)["mean"]["1"]["HD95"] == 1
+    next((tmp_path / "prediction").glob("c*.json")).unlink()
+    summary = run(tmp_path)
+    assert summary["unit"] == "voxels" and summary["mean"]["1"]["HD95"] == 2
+    assert "Some files have no spacing" in summary["warnings"][0]
+
+
+def test_a_mask_saved_in_colour_is_refused(tmp_path, in_this_process):
+    from skimage import io
+
+    picture_folders(tmp_path, ".png")
+    file = tmp_path / "reference" / "c0.png"
+    io.imsave(file, np.stack([io.imread(file)] * 3, -1), check_contrast=False)
+    assert f"{file} has 3 channels; a segmentation has one" in failure(tmp_path)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_plgcl.evaluation import comparison as library
@@ -17,16 +17,19 @@ from nnunetv2_plgcl.evaluation.report import Picture, picture_of, write_report
 from nnunetv2_plgcl.evaluation.runs import Course, Run
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerMeanTeacher", "nnUNetTrainerPLGCL_confidenceGuide")
+MANY = (*TRAINERS, *(f"nnUNetTrainerVolumePseudoLabels{letter}" for letter in "ABCDEFGHIJ"))
 CASES = 12
 
 
-def comparison_of(amounts: tuple[int, ...] = (14, 6), seeds: int = 2) -> Comparison:
+def comparison_of(
+    amounts: tuple[int, ...] = (14, 6), seeds: int = 2, trainers: tuple[str, ...] = TRAINERS
+) -> Comparison:
     """Scores that each trainer leads by 0.1 or a little more; one distance is missing."""
     rng = np.random.default_rng(0)
     rows, courses = [], {}
     for fold, labelled in enumerate(amounts):
         level = rng.uniform(0.4, 0.6, (CASES, 2))
-        for place, trainer in enumerate(TRAINERS):
+        for place, trainer in enumerate(trainers):
             for seed in range(seeds):
                 run = Run("Dataset001_X", trainer, "nnUNetPlans", "2d", fold, seed)
                 courses[run] = Course((0.1, 0.4, 0.5 + 0.1 * place), 90.0, 300, 8, None)
@@ -42,7 +45,7 @@ def comparison_of(amounts: tuple[int, ...] = (14, 6), seeds: int = 2) -> Compari
                                 "value": np.nan if missing and metric != "DSC" else value,
                                 "empty": "prediction" if missing else None,
                             })  # fmt: skip
-    return Comparison(TRAINERS, ("RV", "LV"), "mm", pd.DataFrame(rows), courses)
+    return Comparison(trainers, ("RV", "LV"), "mm", pd.DataFrame(rows), courses)
 
 
 def test_table_counts_a_case_once_whatever_its_repetitions():
@@ -86,6 +89,20 @@ def test_a_trainer_gains_no_distance_by_a_class_that_it_misses():
     assert row["cases"] == CASES
 
 
+@pytest.mark.parametrize(
+    ("trainers", "short"),
+    [
+        (["nnUNetTrainer", "nnUNetTrainerBCP"], ["nnU-Net", "BCP"]),
+        (["nnUNetTrainer_5epochs", "nnUNetTrainerPLGCL_5epochs"],
+         ["nnU-Net_5epochs", "PLGCL_5epochs"]),
+        (["nnUNetTrainer", "MyTrainer"], ["nnUNetTrainer", "MyTrainer"]),
+    ],
+)  # fmt: skip
+def test_names_are_shortened_where_all_are_of_nnunets_kind(trainers, short):
+    comparison = replace(comparison_of((14,)), trainers=tuple(trainers))
+    assert [comparison.short_name(trainer) for trainer in trainers] == short
+
+
 def test_cases_to_show_are_ranked_over_all_trainers():
     comparison = comparison_of((14,))
     means = comparison.per_case(14, "DSC").mean(axis=1)
@@ -94,6 +111,7 @@ def test_cases_to_show_are_ranked_over_all_trainers():
     assert (means < means[shown["median"]]).sum() == CASES // 2
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(st.lists(st.text("ab_%&|#<", min_size=1, max_size=5), min_size=1, max_size=3))
 def test_latex_escapes_what_is_special_there(names):
     latex = tables.to_latex(pd.DataFrame({"trainer": names, "DSC (%)": "1 ± 2"}))
@@ -105,9 +123,9 @@ def test_latex_escapes_what_is_special_there(names):
 
 @pytest.fixture
 def report(tmp_path):
-    comparison = comparison_of()
+    comparison = comparison_of(trainers=MANY)
     results = library.results(comparison)
-    tests = tables.readable_tests(library.tests(comparison))
+    tests = tables.readable_tests(comparison, library.tests(comparison))
     wide = box_plot(comparison, "DSC")
     wide.set_size_inches(13, 3)
     sections: dict[str, list[Picture]] = {
@@ -165,6 +183,12 @@ def test_report_in_a_browser(report, browser, width):
         # readable: a narrow picture keeps most of a telephone's width, a wide one scrolls
         assert shown >= (600 if picture.wide else min(340, width))
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    if width == 1280:  # every table at once, without scrolling sideways
+        tables_shown = browser.execute_script(
+            "return [...document.querySelectorAll('.scroll:has(table)')]"
+            ".map(t => [t.scrollWidth, t.clientWidth])"
+        )
+        assert len(tables_shown) == 4 and all(inside <= room for inside, room in tables_shown)
     assert browser.execute_script("return innerWidth") == width
     cells = browser.execute_script(
         "return [...document.querySelectorAll('table')[0].tBodies[0].rows].map(r => r.cells.length)"

@@ -35,8 +35,7 @@ def try_start(
     Raises:
         RuntimeError: there is no such trainer.
     """
-    with redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
-        trainer_class = recursive_find_trainer_class_by_name(trainer_name)
+    trainer_class = find_trainer(trainer_name)
     plans = copy.deepcopy({**plans, "continue_training": False})  # as nnUNetv2_train passes them
     try:
         with _results_nowhere(), redirect_stdout(io.StringIO()):
@@ -47,6 +46,17 @@ def try_start(
     except Exception as error:  # nnU-Net asserts, too
         return None, [Finding("error", f"{trainer_name} does not start: {one_line(error)}")]
     return trainer, []
+
+
+def find_trainer(name: str) -> type:
+    """The class that ``nnUNetv2_train -tr NAME`` takes.
+
+    Raises:
+        RuntimeError: there is no such trainer.
+    """
+    with redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
+        found: type = recursive_find_trainer_class_by_name(name)
+    return found
 
 
 @contextmanager

@@ -1,0 +1,273 @@
+"""What cannot be compared is refused, before anything is trained as far as it can be known.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+from nnunetv2_plgcl.datasets.check import check_training
+from nnunetv2_plgcl.datasets.check.start import find_trainer, try_start
+from nnunetv2_plgcl.datasets.files import channel_names, label_manager
+from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.evaluation.evaluate import require_segmentation
+from nnunetv2_plgcl.evaluation.folds import ALL, Fold, nnunet_split, split_file
+from nnunetv2_plgcl.evaluation.launch import require_device
+from nnunetv2_plgcl.evaluation.plan import Plan
+from nnunetv2_plgcl.evaluation.runs import (
+    LABELLED,
+    LENGTH,
+    UNLABELLED,
+    Run,
+    compared_plans,
+    noted_by_trainer,
+    read_length,
+    read_record,
+    require_finished,
+    start_of_training,
+)
+from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
+from nnunetv2_plgcl.workers import describe_failures, one_line, run_all
+
+
+def refuse(plan: Plan) -> None:
+    """Refuse a comparison that would not come to its end, or would not be fair.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong.
+        RuntimeError: no such trainer; a worker process was killed.
+    """
+    request = plan.request
+    _require_evaluable(plan)
+    classes = {name: find_trainer(name) for name in request.trainers}
+    if not request.run:
+        require_finished(plan.runs)
+    finished = [run for run in plan.runs if run.is_finished()]
+    waiting = [run for run in plan.runs if not run.is_finished()]
+    for run in waiting:  # maybe begun with another split
+        if LABELLED in (record := read_record(run)):
+            _require_same("labelled", set(record[LABELLED]), plan.folds[run.fold].labelled, run)
+    for run in finished:
+        require_split(run, plan.folds[run.fold], request.trust_split)
+    lengths = {
+        run.trainer: _length_of(plan, run) for run in {run.trainer: run for run in waiting}.values()
+    }
+    _require_same_conditions(
+        [(run, compared_plans(run), read_length(run)) for run in finished]
+        + [(run, compared_plans(run, plan.plans), lengths[run.trainer]) for run in waiting]
+    )
+    if plan.missing():
+        if request.launcher == "local":
+            require_device(request.device)
+        _require_trainable(plan, waiting, classes)
+        _require_references(plan)
+
+
+def require_alike(runs: Sequence[Run], folds: Mapping[int | str, Fold], trust_split: bool) -> None:
+    """Refuse runs that were not trained under the same conditions.
+
+    Labelled, unlabelled and validation cases must be those of the split, plans (but for their name
+    and our settings) and iterations those of the first run.
+
+    Args:
+        runs: finished.
+        folds: cases of each.
+        trust_split: believe that a trainer which does not note its cases was trained with this
+            split, although the file is younger than the training.
+
+    Raises:
+        ValueError: what differs, and in which run.
+    """
+    for run in runs:
+        require_split(run, folds[run.fold], trust_split)
+    _require_same_conditions([(run, compared_plans(run), read_length(run)) for run in runs])
+
+
+def require_split(run: Run, fold: Fold, trust_split: bool) -> None:
+    """Refuse a finished run whose cases are not those of the fold.
+
+    Raises:
+        ValueError: which cases, or that nobody knows.
+    """
+    ending = json.loads((run.model_folder / "dataset.json").read_text())["file_ending"]
+    validated = {f.name.removesuffix(ending) for f in run.validation.glob(f"[!.]*{ending}")}
+    _require_same("validation", validated, fold.validation, run)
+    unlabelled = noted_by_trainer(run, UNLABELLED)
+    if unlabelled is not None:
+        _require_same("unlabelled", unlabelled, fold.unlabelled, run)
+    labelled = noted_by_trainer(run, LABELLED)
+    if labelled is None and LABELLED in (record := read_record(run)):
+        labelled = set(record[LABELLED])
+    if labelled is not None:
+        _require_same("labelled", labelled, fold.labelled, run)
+    elif run.fold != ALL:  # there the validated cases are the labelled ones
+        _require_split_of_log(run, fold, trust_split)
+
+
+def _require_split_of_log(run: Run, fold: Fold, trust_split: bool) -> None:
+    file = split_file(run.dataset)
+    log, number, made_split = start_of_training(run)
+    if number != len(fold.labelled):
+        raise ValueError(
+            f"{run} had {number} labelled cases, {_named(run)} has {len(fold.labelled)}."
+        )
+    if trust_split or file.stat().st_mtime <= log.timestamp():
+        return
+    if made_split and json.loads(file.read_text()) == nnunet_split(run.preprocessed):
+        return
+    raise ValueError(
+        f"{file} is younger than the training of {run}, which notes no names: its labelled cases "
+        f"may have been others. Train it again, or add --trust-split if the file was merely copied."
+    )
+
+
+def _named(run: Run) -> str:
+    return f"fold {run.fold} of {split_file(run.dataset)}"
+
+
+def _require_same(part: str, of_run: set[str], listed: Sequence[str], run: Run) -> None:
+    other = sorted(of_run ^ set(listed))
+    if other:
+        raise ValueError(
+            f"{run} has other {part} cases than {_named(run)}. {some(other)} in one of them only."
+        )
+
+
+def _require_same_conditions(
+    conditions: Sequence[tuple[Run, Mapping[str, Any], Mapping[str, int]]],
+) -> None:
+    """Of plans and length of each run, trained or to be trained."""
+    first, plans, length = conditions[0]
+    for run, its_plans, its_length in conditions[1:]:
+        different = sorted(k for k in {*plans, *its_plans} if plans.get(k) != its_plans.get(k))
+        if different:
+            raise ValueError(
+                f"{run} and {first} have different plans: {', '.join(different)}. Trained with "
+                f"earlier plans? Then move {run.folder} or {first.folder} away and train again."
+            )
+        if its_length != length:
+            raise ValueError(
+                f"{run} is trained for {_in_words(its_length)}, {first} for {_in_words(length)}."
+            )
+
+
+def _in_words(length: Mapping[str, int]) -> str:
+    return " x ".join(f"{value} {name.removeprefix('num_')}" for name, value in length.items())
+
+
+def _length_of(plan: Plan, run: Run) -> dict[str, int]:
+    """Epochs and iterations of a run that is to be trained."""
+    trainer, refused = try_start(run.trainer, plan.plans, plan.dataset, run.configuration, run.fold)
+    if refused:
+        raise ValueError(refused[0].text)
+    return {name: int(getattr(trainer, name)) for name in LENGTH}
+
+
+def _require_evaluable(plan: Plan) -> None:
+    """The request makes sense, and its output can be written."""
+    request = plan.request
+    label_manager(plan.dataset)
+    if ALL in request.folds and not request.test:
+        raise ValueError("Fold all validates the cases it trains on: add --test IMAGES LABELS.")
+    if ALL in request.folds and request.postprocessing:
+        raise ValueError(
+            "Fold all has no validation cases, on which --postprocessing is determined."
+        )
+    for run in plan.runs:
+        if not plan.folds[run.fold].validation:
+            raise ValueError(f"{_named(run)} has no validation case.")
+    if request.test:
+        labels = request.test[1]
+        if not labels.is_dir():
+            raise ValueError(f"There is no folder {labels}.")
+        ending = plan.dataset["file_ending"]
+        there = {file.name.removesuffix(ending) for file in labels.glob(f"[!.]*{ending}")}
+        one_only = sorted(there ^ set(plan.images))
+        if one_only:
+            raise ValueError(f"{some(one_only)} in one of {request.test[0]} and {labels} only.")
+    (request.output / "figures").mkdir(parents=True, exist_ok=True)
+
+
+def _require_trainable(plan: Plan, waiting: Sequence[Run], classes: Mapping[str, type]) -> None:
+    """What our trainers refuse at their start."""
+    ours = {name for name, found in classes.items() if _is_ours(found)}
+    for fold in dict.fromkeys(run.fold for run in waiting if run.trainer in ours):
+        findings = check_training(
+            plan.plans, plan.dataset, plan.request.configuration, fold,
+            processes=plan.request.processes,
+        )  # fmt: skip
+        errors = [f.text for f in findings if f.level == "error" and f.certain]
+        if errors:
+            raise ValueError(one_line(ValueError(" ".join(errors))))
+
+
+def _is_ours(trainer: type) -> bool:
+    return issubclass(trainer, nnUNetTrainerSemiSupervised)
+
+
+def _require_references(plan: Plan) -> None:
+    """Every case has a legible reference that fits its image, and a test image its channels."""
+    ending = plan.dataset["file_ending"]
+    cases = sorted({case for of_fold in plan.cases.values() for case in of_fold})
+    lost = [case for case in cases if not (plan.references / f"{case}{ending}").is_file()]
+    if lost:
+        raise FileNotFoundError(f"{some(lost)} without a reference in {plan.references}.")
+    reader = determine_reader_writer_from_dataset_json(
+        plan.dataset, str(plan.references / f"{cases[0]}{ending}"), verbose=False
+    )
+    labels = label_manager(plan.dataset)
+    arguments = {
+        case: (
+            str(plan.references / f"{case}{ending}"),
+            [str(file) for file in plan.images.get(case, ())],
+            reader,
+            [int(label) for label in labels.all_labels],
+            labels.ignore_label,
+            len(channel_names(plan.dataset)),
+        )
+        for case in cases
+    }
+    failures = run_all(check_reference, arguments, plan.request.processes, "Checking references")
+    if failures:
+        raise ValueError(describe_failures(failures, len(cases)))
+
+
+def check_reference(
+    reference_file: str,
+    images: Sequence[str],
+    reader: Any,
+    known_labels: Sequence[int],
+    ignore_label: int | None,
+    channels: int,
+) -> None:
+    """Refuse a reference that a prediction could not be compared with.
+
+    Args:
+        reference_file: of the case.
+        images: its image files; none where they are not at hand.
+        reader: nnU-Net's reader class for them.
+        known_labels, ignore_label: of dataset.json.
+        channels: that an image must have.
+
+    Raises:
+        ValueError: unknown labels; a shape other than the image's; other channels.
+    """
+    reference, _ = reader().read_seg(reference_file)
+    require_segmentation(reference, known_labels, ignore_label, reference_file)
+    if not images:
+        return
+    image, _ = reader().read_images(images)
+    if image.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"{reference_file} has shape {reference.shape[1:]}, its image {image.shape[1:]}."
+        )
+    if len(image) != channels:
+        raise ValueError(
+            f"{Path(images[0]).name} has {len(image)} channels, dataset.json names {channels}."
+        )

@@ -1,0 +1,35 @@
+"""Checkpoints of models that others may have made. Source: ours."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# beside tensors and plain values nnU-Net's checkpoints hold numbers and arrays of NumPy
+_NUMPY: list[Any] = [
+    np.float32(0).__reduce__()[0],  # what pickle makes them with
+    np.empty(0).__reduce__()[0],
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "uint8", "int32", "int64", "float32", "float64",
+                                        "uint32", "uint64")),
+]  # fmt: skip
+
+
+def read_model_file(file: Path) -> dict[str, Any]:
+    """Load a checkpoint to the CPU; code that may hide in a pickle is not run.
+
+    Raises:
+        ValueError: it is damaged, or holds more than tensors, numbers and words.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMPY):
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
+        raise ValueError(f"{file} is no checkpoint that can be trusted: {reason}") from None
+    return content

@@ -1,0 +1,43 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_plgcl.model_files import read_model_file
+
+
+def test_what_nnunets_checkpoints_hold_is_read(tmp_path):
+    content = {
+        "network_weights": {"a": torch.arange(3.0)},
+        "_best_ema": np.float32(0.5),
+        "logging": {"mean_fg_dice": [np.float64(0.25)], "times": np.arange(2)},
+        "init_args": {"plans": {"x": [1, None]}, "device": torch.device("cpu")},
+    }
+    torch.save(content, tmp_path / "checkpoint.pth")
+    loaded = read_model_file(tmp_path / "checkpoint.pth")
+    assert torch.equal(loaded["network_weights"].pop("a"), torch.arange(3.0))
+    assert loaded["logging"].pop("times").tolist() == [0, 1]
+    assert loaded["_best_ema"] == 0.5 and loaded["logging"] == {"mean_fg_dice": [0.25]}
+    assert loaded["init_args"] == content["init_args"]
+
+
+class Harm:
+    def __init__(self, file) -> None:
+        self.file = str(file)
+
+    def __reduce__(self):
+        return os.mkdir, (self.file,)
+
+
+def test_code_in_a_model_file_is_not_run(tmp_path):
+    harm, file = tmp_path / "harm", tmp_path / "checkpoint.pth"
+    for write in (torch.save, lambda content, to: to.write_bytes(pickle.dumps(content))):
+        write({"network_weights": Harm(harm)}, file)
+        with pytest.raises(ValueError, match=r"checkpoint.pth is no checkpoint that can be trust"):
+            read_model_file(file)
+        assert not harm.exists()
+    file.write_bytes(b"PK\3\4 of garbage")
+    with pytest.raises(ValueError, match="checkpoint"):
+        read_model_file(file)
