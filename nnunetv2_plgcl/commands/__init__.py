@@ -10,6 +10,17 @@ from nnunetv2_plgcl.commands.demo import demo
 from nnunetv2_plgcl.commands.evaluate import evaluate
 from nnunetv2_plgcl.commands.export import export
 from nnunetv2_plgcl.commands.preprocess import preprocess
+from nnunetv2_plgcl.commands.pseudolabel import pseudolabel
 from nnunetv2_plgcl.commands.split import split
 
-__all__ = ["check", "compare", "convert", "demo", "evaluate", "export", "preprocess", "split"]
+__all__ = [
+    "check",
+    "compare",
+    "convert",
+    "demo",
+    "evaluate",
+    "export",
+    "preprocess",
+    "pseudolabel",
+    "split",
+]

@@ -35,6 +35,7 @@ from nnunetv2_plgcl.datasets.split import (
 )
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
+from nnunetv2_plgcl.pseudolabels.record import pseudo_labels
 
 COMMAND = "nnUNetv2_plgcl_split"
 
@@ -78,9 +79,15 @@ def split_dataset(
     pattern = group_by or guess_group_pattern(cases)
     groups = group_cases(cases, pattern)
     print(f"{name}: {describe_groups(groups, pattern, guessed=not group_by)}")
+    pseudo, corrected = pseudo_labels(raw, description["file_ending"])
+    if pseudo or corrected:
+        print(
+            f"{len(pseudo)} cases have pseudo-labels and count as unlabelled; {len(corrected)} "
+            f"corrected since, which count as labelled."
+        )
     splits = make_split(
         cases, parse_amount(labelled), parse_amount(val), group_by=pattern, folds=folds, seed=seed,
-        without_label=without_label,
+        without_label=[*without_label, *pseudo],
     )  # fmt: skip
     for sentence in describe_numbers(labelled, val, groups):
         print(sentence)
