@@ -15,7 +15,8 @@ from nnunetv2_plgcl.datasets.files import (
     write_json,
     write_split,
 )
-from nnunetv2_plgcl.datasets.split import group_cases, make_split
+from nnunetv2_plgcl.datasets.groups import group_cases
+from nnunetv2_plgcl.datasets.split import make_split
 
 PLANS = "nnUNetPlans"
 ALL = "all"  # every training patient is labelled: the upper line

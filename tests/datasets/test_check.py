@@ -258,6 +258,16 @@ def test_cases_that_are_not_preprocessed(prepared, capsys):
     assert "is labelled but not preprocessed" in run(capsys)[1]
 
 
+def test_a_hidden_file_that_nnunet_would_take_for_a_case(prepared, capsys):
+    """macOS leaves such beside what it copies."""
+    folder = prepared.case_folder
+    (folder / f"._{prepared.split['train'][0]}.b2nd").write_bytes(b"Mac OS X")
+    assert run(capsys)[0] == 0, "a fold that names its cases does not mind"
+    with pytest.raises(SystemExit):
+        commands.check(["-d", "901", "-c", TINY, "-f", "all"])
+    assert f"error   {folder} holds ._{prepared.split['train'][0]}.b2nd" in capsys.readouterr().out
+
+
 def test_no_unlabelled_case_is_an_error_of_the_check_too(prepared, capsys):
     split = {part: prepared.split[part] for part in ("train", "val")}
     (prepared.preprocessed / "splits_final.json").write_text(json.dumps([split]))

@@ -7,8 +7,8 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import binary_dilation, label
 
+from nnunetv2_plgcl.datasets.groups import group_cases, guess_group_pattern
 from nnunetv2_plgcl.datasets.phantom import CLASSES, SHAPE, phantom_volume, write_phantom
-from nnunetv2_plgcl.datasets.split import group_cases, guess_group_pattern
 
 
 @pytest.fixture(scope="module")

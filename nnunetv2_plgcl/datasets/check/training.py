@@ -96,6 +96,10 @@ def check_training(
     else:  # fold all, or a split that nnU-Net is about to make
         there = nnUNetDatasetBlosc2.get_identifiers(str(folder)) if folder.is_dir() else []
         labelled = sorted(set(filterfalse(is_hidden, there)) - set(unlabelled))
+        hidden = sorted(filter(is_hidden, there))
+        if hidden:
+            text = f"{folder} holds {hidden[0]}.b2nd, which nnU-Net takes for a case: remove it."
+            findings.append(Finding("error", text))
         validation = []
     parts: dict[Part, Sequence[str]] = {
         "labelled": labelled,
