@@ -54,6 +54,7 @@ def bare_trainer(
     trainer.label_manager = trainer.plans_manager.get_label_manager(trainer.dataset_json)
     trainer.device = torch.device("cpu")
     trainer.is_ddp = False
+    trainer.gradient_norms = []
     trainer.grad_scaler = None
     trainer.num_input_channels = 1
     trainer.initial_lr, trainer.weight_decay, trainer.num_epochs = 1e-2, 3e-5, 10

@@ -74,8 +74,8 @@ def preprocess_unlabelled(
 
     Raises:
         ValueError: no unlabelled image; one of them without all its channels, or of a name that
-            a case in ``imagesTr`` has too; no such configuration; the second stage of a cascade;
-            plans from before ``--strict`` hid labels.
+            a case in ``imagesTr`` has too; no such configuration; plans
+            from before ``--strict`` hid labels.
         FileNotFoundError: the dataset was not planned yet.
         OSError: not enough space on the disk.
         RuntimeError: images that could not be preprocessed, with their names; the others are
@@ -88,11 +88,6 @@ def preprocess_unlabelled(
     preprocessed = Path(paths.nnUNet_preprocessed) / dataset_name
     plans, dataset = read_plans(dataset_name, plans_name, configuration)
     resolved = PlansManager(plans).get_configuration(configuration)
-    if resolved.previous_stage_name is not None:
-        raise ValueError(
-            f"Configuration {configuration} is the second stage of a cascade, which unlabelled "
-            f"cases cannot be used in. Take 3d_fullres or 3d_lowres."
-        )
     folder_labelled = preprocessed / resolved.data_identifier
     require_replanned(raw, preprocessed, folder_labelled)
     labelled = labelled_images(raw, dataset)

@@ -35,6 +35,7 @@ from nnunetv2_plgcl.workers import run_logged
 
 ORIGIN = "plgcl_origin.json"  # beside predictions: of which model and images
 POLL = 10  # seconds between two looks at the scheduler
+REQUEUES = 100  # of a job whose time ran out or whose node was taken away
 SLURM_DEFAULTS = {"time": "2-00:00:00"}  # submitit's own are five minutes
 
 
@@ -217,6 +218,23 @@ def launch_local(jobs: Sequence[Job], logs: Path, at_once: int = 1) -> None:
             bar.update()
 
 
+class Requeued:
+    """``execute`` for submitit, which requeues it when Slurm takes the node away: our trainers
+    write the beginning of the epoch in progress, and the job goes on with nnU-Net's ``--c``."""
+
+    def __call__(self, job: Job) -> None:
+        execute(job)
+
+    def checkpoint(self, job: Job) -> Any:
+        """What submitit submits again. Called in its signal handler, after which it exits."""
+        from submitit.helpers import DelayedSubmission
+
+        from nnunetv2_plgcl.semisupervised.resume import write_resume_point
+
+        write_resume_point()
+        return DelayedSubmission(self, job)
+
+
 def launch_slurm(jobs: Sequence[Job], logs: Path, options: Mapping[str, str]) -> None:
     """As an array of Slurm jobs through submitit; waits for all of them.
 
@@ -233,7 +251,7 @@ def launch_slurm(jobs: Sequence[Job], logs: Path, options: Mapping[str, str]) ->
     except ImportError:
         raise RuntimeError('--launcher slurm needs submitit: pip install "submitit>=1.5"') from None
     try:
-        executor = submitit.SlurmExecutor(folder=logs)
+        executor = submitit.SlurmExecutor(folder=logs, max_num_timeout=REQUEUES)
     except RuntimeError as error:
         raise RuntimeError(f"Slurm cannot be used here: {error}") from None
     gpu = {"gpus_per_node": "1"} if any(job.device == "cuda" for job in jobs) else {}
@@ -241,7 +259,7 @@ def launch_slurm(jobs: Sequence[Job], logs: Path, options: Mapping[str, str]) ->
     executor.update_parameters(
         job_name="plgcl_compare", additional_parameters={**SLURM_DEFAULTS, **gpu, **given}
     )
-    wait_for(executor.map_array(execute, jobs), jobs)
+    wait_for(executor.map_array(Requeued(), jobs), jobs)
 
 
 def wait_for(submitted: Sequence[Any], jobs: Sequence[Job]) -> None:

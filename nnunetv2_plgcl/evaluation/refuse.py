@@ -23,15 +23,15 @@ from nnunetv2_plgcl.evaluation.plan import Plan
 from nnunetv2_plgcl.evaluation.runs import (
     LABELLED,
     LENGTH,
-    UNLABELLED,
     Run,
     compared_plans,
-    noted_by_trainer,
     read_length,
     read_record,
     require_finished,
     start_of_training,
 )
+from nnunetv2_plgcl.record import CASES, CHANGES
+from nnunetv2_plgcl.record import read_record as read_training
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 from nnunetv2_plgcl.workers import describe_failures, one_line, run_all
 
@@ -93,19 +93,22 @@ def require_split(run: Run, fold: Fold, trust_split: bool) -> None:
     """Refuse a finished run whose cases are not those of the fold.
 
     Raises:
-        ValueError: which cases, or that nobody knows.
+        ValueError: which cases, or that nobody knows; that it did not go on as it began.
     """
+    training = read_training(run.folder)
+    if training.get(CHANGES):
+        raise ValueError(
+            f"{run} did not go on as it began: {'; '.join(training[CHANGES])}. Train it anew."
+        )
+    noted = training.get(CASES, {})
     ending = json.loads((run.model_folder / "dataset.json").read_text())["file_ending"]
     validated = {f.name.removesuffix(ending) for f in run.validation.glob(f"[!.]*{ending}")}
     _require_same("validation", validated, fold.validation, run)
-    unlabelled = noted_by_trainer(run, UNLABELLED)
-    if unlabelled is not None:
-        _require_same("unlabelled", unlabelled, fold.unlabelled, run)
-    labelled = noted_by_trainer(run, LABELLED)
-    if labelled is None and LABELLED in (record := read_record(run)):
-        labelled = set(record[LABELLED])
+    if noted:
+        _require_same("unlabelled", set(noted["unlabelled"]), fold.unlabelled, run)
+    labelled = noted.get("labelled", read_record(run).get(LABELLED))
     if labelled is not None:
-        _require_same("labelled", labelled, fold.labelled, run)
+        _require_same("labelled", set(labelled), fold.labelled, run)
     elif run.fold != ALL:  # there the validated cases are the labelled ones
         _require_split_of_log(run, fold, trust_split)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -21,8 +20,7 @@ from nnunetv2_plgcl.settings import PLANS_KEY
 
 FINAL = "checkpoint_final.pth"
 RECORD = "plgcl_run.json"
-LABELLED = "labelled_cases"  # in the record, and an attribute of our trainers in debug.json
-UNLABELLED = "unlabelled_cases"  # an attribute of our trainers in debug.json
+LABELLED = "labelled_cases"  # in the record of ``launch``
 PEAK_MEMORY = "peak_memory_bytes"
 LENGTH = ("num_epochs", "num_iterations_per_epoch")  # attributes of a trainer
 OWN_NAMES = ("plans_name", "continue_training")  # keys of plans.json that may differ
@@ -120,15 +118,6 @@ def require_finished(runs: Sequence[Run]) -> None:
             f"validation/summary.json. Add --run, or: nnUNetv2_train {first.dataset} "
             f"{first.configuration} {first.fold} -tr {first.trainer} -p {first.plans_name} --c"
         )
-
-
-def noted_by_trainer(run: Run, attribute: str) -> set[str] | None:
-    """Cases that our trainers note in debug.json; None for a trainer that does not."""
-    debug = json.loads((run.folder / "debug.json").read_text())
-    if attribute not in debug:
-        return None
-    # the names of a split that nnU-Net has just made are NumPy's: "[np.str_('case_000'), ...]"
-    return set(ast.literal_eval(re.sub(r"\bnp\.str_\((.*?)\)(?=[,\]])", r"\1", debug[attribute])))
 
 
 def read_record(run: Run) -> dict[str, Any]:

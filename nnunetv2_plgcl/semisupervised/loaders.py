@@ -38,23 +38,29 @@ class UnlabelledDataset(nnUNetDatasetBlosc2):
 
     Args:
         folders: where each case lies.
+        previous: folder of the segmentations of a cascade's first stage.
     """
 
-    def __init__(self, folders: Mapping[str, Path]) -> None:
+    def __init__(self, folders: Mapping[str, Path], previous: Path | None = None) -> None:
         super().__init__(str(next(iter(folders.values()))), list(folders))
         self.folders = dict(folders)
+        self.previous = previous
 
-    def load_case(self, identifier: str) -> tuple[Any, np.ndarray, None, dict]:
-        """Return image (C, X, Y, Z), a placeholder (1, X, Y, Z) of zeros, None and properties
-        without any foreground location."""
-        data = blosc2.open(
-            urlpath=os.path.join(self.folders[identifier], identifier + ".b2nd"),
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        """Return image (C, X, Y, Z), a placeholder (1, X, Y, Z) of zeros, the first stage's
+        segmentation (X, Y, Z) or None, and properties without any foreground location."""
+        data = self._open(self.folders[identifier], identifier)
+        placeholder = np.broadcast_to(np.int8(0), (1, *data.shape[1:]))
+        previous = None if self.previous is None else self._open(self.previous, identifier)
+        return data, placeholder, previous, {"class_locations": {}}
+
+    def _open(self, folder: Path, identifier: str) -> Any:
+        return blosc2.open(
+            urlpath=os.path.join(folder, identifier + ".b2nd"),
             mode="r",
             dparams={"nthreads": 1},
             **self.mmap_kwargs,
         )
-        placeholder = np.broadcast_to(np.int8(0), (1, *data.shape[1:]))
-        return data, placeholder, None, {"class_locations": {}}
 
 
 def unlabelled_dataset(
@@ -66,6 +72,7 @@ def unlabelled_dataset(
     dataset_id: int,
     configuration: str,
     plans_name: str,
+    previous: Path | None = None,
 ) -> UnlabelledDataset:
     """Open the preprocessed images of the unlabelled cases.
 
@@ -76,6 +83,7 @@ def unlabelled_dataset(
         folder_un: of the cases in ``imagesUn``.
         dataset_class: of nnU-Net, for the files in ``folder``.
         dataset_id: to be named in errors, as are ``configuration`` and ``plans_name``.
+        previous: segmentations of a cascade's first stage.
 
     Raises:
         FileNotFoundError: a case was never preprocessed for this configuration.
@@ -102,7 +110,7 @@ def unlabelled_dataset(
             f"{some(missing)} unlabelled but never preprocessed for configuration "
             f"{configuration}: no such file in {folder}. If the image is in imagesTr, run: {mend}"
         )
-    return UnlabelledDataset(folders)
+    return UnlabelledDataset(folders, previous)
 
 
 class UnlabelledLoader(nnUNetDataLoader):

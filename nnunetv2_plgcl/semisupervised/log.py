@@ -18,9 +18,15 @@ LOSSES = {
     "loss_consistency": "consistency (L_Reg)",
     "loss_contrastive": "contrastive (L_PLGCL)",
 }
-SHARES = {"ema_decay": "EMA decay", "consistency_rampup": "ramp-up of beta"}
+LARGEST_CLASS = "largest_pseudo_class"
+SHARES = {
+    "ema_decay": "EMA decay",
+    "consistency_rampup": "ramp-up of beta",
+    LARGEST_CLASS: "largest class of pseudo-labels",
+}
 PATCHES = "patches_per_class"
 SKIPPED = "skipped_steps"  # in an epoch
+CLASS_SHARES = "class_shares"  # of the pseudo-labels of a step, see targets.class_shares
 
 
 class ProgressLogger(LocalLogger):
@@ -49,21 +55,31 @@ def install(logger: MetaLogger) -> None:
     logger.local_logger = ProgressLogger(logger.local_logger.verbose)
 
 
-def log_epoch(logger: MetaLogger, train_outputs: list[dict], epoch: int) -> dict[str, float]:
+def log_epoch(
+    logger: MetaLogger, train_outputs: list[dict], epoch: int
+) -> tuple[dict[str, float], np.ndarray]:
     """Log the means over the steps of an epoch and over the ranks of a distributed training.
 
     Args:
         train_outputs: what ``finish_step`` returned, one a step.
 
     Returns:
-        the mean of each loss.
+        the mean of each loss, and of the shares of classes in pseudo-labels.
     """
     collated = collate_outputs(train_outputs)
+    shares = _mean_over_ranks(collated.pop(CLASS_SHARES))
+    collated[LARGEST_CLASS] = [shares.max()]
     for key in (*LOSSES, *SHARES):
         logger.log(key, _mean_over_ranks(collated[key]).item(), epoch)
     logger.log(SKIPPED, float(np.sum(collated[SKIPPED])), epoch)
     logger.log(PATCHES, _mean_over_ranks(collated[PATCHES]).tolist(), epoch)
-    return {key: logger.get_value(key, step=-1) for key in LOSSES}
+    return {key: logger.get_value(key, step=-1) for key in LOSSES}, shares
+
+
+def the_only_class(shares: np.ndarray) -> int | None:
+    """Index of the class that all pseudo-labels of an epoch are, if they have collapsed to one;
+    with regions, to the same ones everywhere."""
+    return int(shares.argmax()) if shares.max() == 1 and np.isin(shares, (0, 1)).all() else None
 
 
 def _mean_over_ranks(values: list | np.ndarray) -> np.ndarray:
@@ -85,7 +101,7 @@ def _panel(series: dict[str, list], width: int) -> Image.Image:
     left.legend(loc=(0, 1))
     for key, label in SHARES.items():
         right.plot(series[key], label=label, linewidth=4)
-    right.set(xlabel="epoch", ylim=(0, 1.05), ylabel="decay and ramp-up")
+    right.set(xlabel="epoch", ylim=(0, 1.05), ylabel="decay, ramp-up, share")
     right.legend(loc=(0, 1))
     counts_per_class = np.array(series[PATCHES], dtype=float).T
     if counts_per_class.any():

@@ -116,7 +116,9 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
         folder = volumes.folder_of_epoch(self._labels_folder, self.refresh_epochs[self.stage - 1])
         if not folder.is_dir():
             self._label_volumes(folder)
-        return volumes.PseudoLabelledDataset(self.dataset_unlabelled.folders, folder)
+        return volumes.PseudoLabelledDataset(
+            self.dataset_unlabelled.folders, folder, self.dataset_unlabelled.previous
+        )
 
     def _label_volumes(self, folder: Path) -> None:
         begun = time.time()
@@ -135,7 +137,9 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
         )
 
         def label(case: str) -> np.ndarray:
-            image = volumes.image_of(self.dataset_unlabelled, case)
+            image = volumes.image_of(
+                self.dataset_unlabelled, case, self.label_manager.foreground_labels
+            )
             logits = predictor.predict_sliding_window_return_logits(image).cpu()
             return volumes.volume_label(
                 logits, self.pseudo_label_manager, keep_largest, self.config.volume_threshold

@@ -43,19 +43,18 @@ class SecondStudent:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
             network = DistributedDataParallel(network)
         self.network = network
+        self.gradient_norms = trainer.gradient_norms  # finish_step looks at those of both
         self.grad_scaler = None if trainer.grad_scaler is None else torch.amp.GradScaler("cuda")
 
     # the trainer's own, on this object's network, optimizer and grad_scaler
     student: Any = SemiSupervisedStep.student
     student_logits: Any = SemiSupervisedStep.student_logits
     optimise: Any = SemiSupervisedStep.optimise
-    _gradient_norm: Tensor
 
     @property
     def gradient_norm(self) -> Tensor:
         """Of the last ``optimise``; where it is not finite, the step was left out."""
-        norm: Tensor = self._gradient_norm
-        return norm
+        return self.gradient_norms[-1]
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Train mode and learning rate of this epoch, as nnU-Net sets them for its network."""

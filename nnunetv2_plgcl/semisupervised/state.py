@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shlex
 import shutil
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +16,9 @@ import torch
 from torch import Tensor
 
 STATE_KEY = "plgcl"
+UNFINISHED = ".tmp"
+_number = itertools.count()
+IN_ORDER_OF_C = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
 def require_finite(checkpoint: dict, file: str | Path) -> None:
@@ -37,33 +44,83 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(inner, f"{name}.{key}" if name else str(key))
 
 
-def write_atomically(checkpoint: dict, file: str | Path) -> None:
-    """Save to a temporary file beside ``file``, flush it to disk, then rename.
+@contextmanager
+def _replacing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream to a temporary file beside ``file``, which becomes it once it is whole on the disk.
 
-    Whatever interrupts it, ``file`` is either the old checkpoint or the new one, whole.
+    Whatever interrupts it, ``file`` is either the old one or the new one. Each temporary file has
+    its own name: a signal may begin another one meanwhile.
     """
-    temporary = Path(f"{file}.tmp")
-    with open(temporary, "wb") as stream:
+    temporary = file.with_name(f"{file.name}.{os.getpid()}_{next(_number)}{UNFINISHED}")
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(checkpoint: dict, file: str | Path) -> None:
+    """Save a checkpoint, so that ``file`` is whole at any time."""
+    with _replacing(Path(file)) as stream:
         torch.save(checkpoint, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill left of checkpoints that were being written."""
+    for file in folder.glob(f"checkpoint_*{UNFINISHED}"):
+        file.unlink(missing_ok=True)
 
 
 def read_checkpoint(file: str | Path | IO[bytes]) -> dict[str, Any]:
-    """Load a checkpoint to the CPU.
+    """Load a checkpoint to the CPU, after comparing the checksums in it where it is a file.
 
     Raises:
-        RuntimeError: the file cannot be read as a checkpoint.
+        RuntimeError: the file is damaged; with the next good one of its folder.
     """
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
+        return _read(file)
     except Exception as error:
+        advice = _advice(Path(file)) if isinstance(file, (str, Path)) else ""
         raise RuntimeError(
-            f"Cannot read the checkpoint {file}: {error}. The file is damaged. Move it away; "
-            f"--c then continues from the next one in the same folder, or starts anew."
+            f"Cannot read the checkpoint {file}: {error}. The file is damaged. {advice}"
         ) from error
+
+
+def _read(file: str | Path | IO[bytes]) -> dict[str, Any]:
+    if isinstance(file, (str, Path)):
+        # PyTorch writes a CRC-32 beside the bytes of each tensor, but does not compare it
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
     return checkpoint
+
+
+def _advice(damaged: Path) -> str:
+    """Which checkpoint --c can go on from instead, and how."""
+    away = [damaged]
+    for name in IN_ORDER_OF_C:
+        file = damaged.with_name(name)
+        if file == damaged or not file.is_file():
+            continue
+        try:
+            epoch = _read(file)["current_epoch"]
+        except Exception:
+            away.append(file)
+            continue
+        return (
+            f"{file.name} beside it is whole, with {epoch} epochs done. To go on from there: "
+            f"{_move(away)}; then train with --c."
+        )
+    return f"There is no other. To begin anew: {_move(away)}; then train."
+
+
+def _move(files: list[Path]) -> str:
+    return "; ".join(f"mv {shlex.quote(str(f))} {shlex.quote(f'{f}.damaged')}" for f in files)
 
 
 def check_origin(checkpoint: dict[str, Any], expected: dict[str, Any], file: str | Path) -> None:
@@ -98,11 +155,12 @@ def check_origin(checkpoint: dict[str, Any], expected: dict[str, Any], file: str
 
 
 def make_latest(best: Path) -> None:
-    """Let checkpoint_best.pth be checkpoint_latest.pth too: --c prefers the latter, however old."""
-    latest, temporary = best.with_name("checkpoint_latest.pth"), Path(f"{best}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(best, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(best, temporary)
-    os.replace(temporary, latest)
+    """Let checkpoint_best.pth be checkpoint_latest.pth too: --c prefers the latter, however old.
+
+    A copy and no link, so that damage to one spares the other.
+    """
+    with (
+        open(best, "rb") as source,
+        _replacing(best.with_name("checkpoint_latest.pth")) as stream,
+    ):
+        shutil.copyfileobj(source, stream)

@@ -18,7 +18,7 @@ from nnunetv2_plgcl.semisupervised.losses import sigmoid_rampup
 from nnunetv2_plgcl.semisupervised.nonfinite import SkippedSteps, gradient_norm
 from nnunetv2_plgcl.semisupervised.settings import ConsistencySettings, SemiSupervisedSettings
 from nnunetv2_plgcl.semisupervised.spatial import SpatialView
-from nnunetv2_plgcl.semisupervised.targets import class_probabilities
+from nnunetv2_plgcl.semisupervised.targets import class_probabilities, class_shares
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher
 
 
@@ -48,7 +48,8 @@ class SemiSupervisedStep(nnUNetTrainer):
     warmup_epochs: int
     skipped_steps: SkippedSteps
     _cases: dict[str, list[str]]  # of the batch, by part
-    _gradient_norm: Tensor
+    gradient_norms: list[Tensor]  # of the step's optimisers
+    pseudo_shares: list[Tensor]  # of the step's pseudo-labels
 
     # ---- data --------------------------------------------------------------------------------
 
@@ -159,7 +160,11 @@ class SemiSupervisedStep(nnUNetTrainer):
         if len(weak) == 0:
             return weak.new_zeros(0, self.label_manager.num_segmentation_heads, *weak.shape[2:])
         with torch.no_grad():
-            return class_probabilities((teacher or self._run_teacher)(weak), self.exclusive)
+            probabilities = class_probabilities(
+                (teacher or self._run_teacher)(weak), self.exclusive
+            )
+            self.pseudo_shares.append(class_shares(probabilities, self.exclusive))
+        return probabilities
 
     def student_logits(self, images: Tensor) -> list[Tensor]:
         """One student pass, one output per resolution of deep supervision, the finest first."""
@@ -183,14 +188,14 @@ class SemiSupervisedStep(nnUNetTrainer):
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
-            self._gradient_norm = gradient_norm(norm, self.optimizer, self.network)
+            self.gradient_norms.append(gradient_norm(norm, self.optimizer, self.network))
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
         else:
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
-            self._gradient_norm = gradient_norm(norm, self.optimizer, self.network)
-            if self._gradient_norm.isfinite():  # else finish_step ends the training
+            self.gradient_norms.append(gradient_norm(norm, self.optimizer, self.network))
+            if self.gradient_norms[-1].isfinite():  # else finish_step ends the training
                 self.optimizer.step()
 
     def update_teacher(self) -> None:
@@ -218,24 +223,31 @@ class SemiSupervisedStep(nnUNetTrainer):
         if patches_per_class is None:
             patches_per_class = torch.zeros(self.label_manager.num_segmentation_heads)
         scalars = torch.stack(
-            [self._gradient_norm.float(), *(loss.detach().float() for loss in losses.values())]
+            [x.detach().float() for x in (*losses.values(), *self.gradient_norms)]
         )
-        values = torch.cat((scalars, patches_per_class.to(scalars))).cpu().numpy()
-        gradient, values = values[0], values[1:]
+        no_shares = scalars.new_zeros(1, len(patches_per_class) + (not self.exclusive))
+        shares = torch.stack(self.pseudo_shares) if self.pseudo_shares else no_shares
+        counts = patches_per_class.to(scalars), shares.mean(0)
+        values = torch.cat((*counts, scalars)).cpu().numpy()
+        patches, shares_of_classes, values = np.split(values, np.cumsum([len(x) for x in counts]))
         report = dict(zip(losses, values, strict=False))
-        skipped = self._heed_nonfinite({**report, "norm of the gradient": gradient})
+        skipped = self._heed_nonfinite(report, values[len(losses) :])
+        self.gradient_norms.clear()
+        self.pseudo_shares.clear()
         nothing = {name: np.float32(0) for name in log.LOSSES if name not in report}
         return {
             **report,
             **nothing,
-            log.PATCHES: values[len(losses) :],
+            log.PATCHES: patches,
+            log.CLASS_SHARES: shares_of_classes,
             log.SKIPPED: float(skipped),
             "ema_decay": self.teacher.decay,
             "consistency_rampup": rampup,
         }
 
-    def _heed_nonfinite(self, values: dict[str, Any]) -> bool:
+    def _heed_nonfinite(self, losses: dict[str, Any], gradient_norms: np.ndarray) -> bool:
         """Whether the step was skipped."""
+        values = {**losses, "norm of the gradient": np.linalg.norm(gradient_norms)}
         if np.isfinite(list(values.values())).all():
             self.skipped_steps.taken()
             return False
@@ -246,15 +258,11 @@ class SemiSupervisedStep(nnUNetTrainer):
         of_batch = "; ".join(
             f"{part} {', '.join(dict.fromkeys(cases))}" for part, cases in self._cases.items()
         )
-        often = (
-            ""
-            if self.grad_scaler is None
-            else (f" Cases in most batches of skipped steps: {self.skipped_steps.suspects()}.")
-        )
+        often = f" Cases in most batches of skipped steps: {self.skipped_steps.suspects()}."
         raise RuntimeError(
             f"The loss or its gradient is not finite in epoch {self.current_epoch}, iteration "
-            f"{self.iteration_in_epoch}: "
-            f"{named}. The batch held: {of_batch}.{often} The weights and the checkpoints on disk "
+            f"{self.iteration_in_epoch}: {named}. The batch held: {of_batch}."
+            f"{'' if self.grad_scaler is None else often} The weights and the checkpoints on disk "
             f"are from before this step. Look for NaN, infinite or huge values in these cases, "
             f"or lower the weight of the part that is not finite (see 'plgcl' in the plans); then "
             f"continue with --c."

@@ -27,6 +27,25 @@ def class_probabilities(logits: Tensor, exclusive: bool) -> Tensor:
     return torch.softmax(logits.float(), 1) if exclusive else torch.sigmoid(logits.float())
 
 
+def class_shares(probabilities: Tensor, exclusive: bool) -> Tensor:
+    """Which share of the voxels is decided for each class. Source: ours.
+
+    Args:
+        probabilities: (B, K, *spatial), B at least 1.
+        exclusive: classes exclude one another; otherwise regions, decided at 0.5.
+
+    Returns:
+        (K,) float32, which add up to 1; with regions (1 + K,), first of the voxels in none.
+    """
+    if exclusive:
+        decision = probabilities.argmax(1)
+        masks = [decision == k for k in range(probabilities.shape[1])]
+    else:
+        decisions = probabilities > 0.5
+        masks = [~decisions.any(1), *decisions.unbind(1)]
+    return torch.stack([mask.sum() for mask in masks]) / masks[0].numel()
+
+
 def label_probabilities(
     target: Tensor, num_classes: int, exclusive: bool, ignore_label: int | None
 ) -> Tensor:

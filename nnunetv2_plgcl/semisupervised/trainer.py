@@ -6,7 +6,6 @@ in ``step.py``.
 
 from __future__ import annotations
 
-import io
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
 
 from nnunetv2_plgcl.datasets.check import check_training
 from nnunetv2_plgcl.datasets.files import dataset_number, read_split
@@ -32,11 +32,12 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     unlabelled_cases,
     unlabelled_folder,
 )
-from nnunetv2_plgcl.semisupervised import loaders, log
-from nnunetv2_plgcl.semisupervised import state as states
+from nnunetv2_plgcl.record import write_record
+from nnunetv2_plgcl.semisupervised import cascade, loaders, log
 from nnunetv2_plgcl.semisupervised.nonfinite import SkippedSteps
+from nnunetv2_plgcl.semisupervised.ranks import on_first_rank, require_even_batch
+from nnunetv2_plgcl.semisupervised.resume import ResumableTraining
 from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings, StrongViewSettings
-from nnunetv2_plgcl.semisupervised.step import SemiSupervisedStep
 from nnunetv2_plgcl.semisupervised.teacher import EMATeacher, swap_weights
 from nnunetv2_plgcl.semisupervised.views import (
     WeakStrongViews,
@@ -48,7 +49,7 @@ from nnunetv2_plgcl.settings import left_aside, read_settings
 from nnunetv2_plgcl.trainers import known_settings
 
 
-class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
+class nnUNetTrainerSemiSupervised(ResumableTraining):
     """nnU-Net's trainer with a mean teacher and unlabelled cases, in two stages.
 
     Stage 1 (warm-up) trains on labelled cases alone with nnU-Net's full batch. In stage 2 a part
@@ -61,12 +62,15 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
 
     Raises, before training starts:
         ValueError: no unlabelled case; a case both unlabelled and labelled or in validation;
-            a batch that cannot be divided; a bad configuration; a foreign checkpoint.
+            a batch that cannot be divided; a bad configuration; a foreign checkpoint, or one
+            of other cases or settings.
         TypeError: a configuration value of the wrong type.
-        FileNotFoundError: a configuration or an unlabelled case that was never preprocessed.
-        NotImplementedError: cascades; data not preprocessed to Blosc2.
-        RuntimeError: an unreadable checkpoint. During training: a loss or gradient that is not
-            finite; many unlabelled cases that cannot be read any more.
+        FileNotFoundError: a configuration or an unlabelled case that was never preprocessed; a
+            case without a segmentation by the first stage of a cascade.
+        NotImplementedError: data not preprocessed to Blosc2.
+        RuntimeError: an unreadable checkpoint; another training in the same folder. During
+            training: a loss or gradient that is not finite; many unlabelled cases that cannot be
+            read any more.
     """
 
     settings_class: ClassVar[type[SemiSupervisedSettings]] = SemiSupervisedSettings
@@ -92,18 +96,14 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         self.skipped_steps = SkippedSteps()
         self._cases: dict[str, list[str]] = {}
         self.unreadable_cases: dict[str, str] = {}
-        self._gradient_norm = torch.zeros((), device=self.device)
+        self.gradient_norms: list[torch.Tensor] = []
+        self.pseudo_shares: list[torch.Tensor] = []
+        self._said_collapsed = False
         log.install(self.logger)
 
     # ---- set-up ------------------------------------------------------------------------------
 
     def initialize(self) -> None:
-        if self.is_cascaded:
-            raise NotImplementedError(
-                f"Configuration {self.configuration_name} is the second stage of a cascade: it "
-                f"needs the first stage's segmentation of every unlabelled case, which nnU-Net "
-                f"does not write. Train 3d_fullres or 3d_lowres instead."
-            )
         if not Path(self.preprocessed_dataset_folder).is_dir():
             raise FileNotFoundError(
                 f"Nothing is preprocessed for configuration {self.configuration_name}: there is "
@@ -119,6 +119,8 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         self.logger.update_config({"plgcl": asdict(self.config)})
 
     def _set_batch_size_and_oversample(self) -> None:
+        if self.is_ddp and self.configuration_manager.batch_dice:
+            require_even_batch(self.configuration_manager.batch_size, dist.get_world_size())
         super()._set_batch_size_and_oversample()
         size = self.batch_size
         if size < 2:
@@ -155,8 +157,12 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
         if not self.was_initialized:
             self.initialize()
         self.dataset_unlabelled = self._open_unlabelled()
-        if self.local_rank == 0:
-            self._check_data()
+        # do_split writes nnU-Net's own split where there is none
+        labelled, validation = self.do_split()
+        unlabelled = list(self.dataset_unlabelled.identifiers)
+        cascade.require_first_stage(self, [*labelled, *validation], unlabelled)
+        self._note({"labelled": labelled, "validation": validation, "unlabelled": unlabelled})
+        on_first_rank(self._check_data)
         self.print_to_log_file(f"PLGCL configuration: {json.dumps(asdict(self.config))}")
         others = left_aside(self.settings_class, self.configuration_manager.configuration)
         if others:
@@ -171,6 +177,8 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
             # pretrained weights are loaded after initialize()
             self.teacher.module.load_state_dict(self.student.state_dict())
         super().on_train_start()
+        if self.local_rank == 0:
+            write_record(Path(self.output_folder), self._record)
 
     # ---- data --------------------------------------------------------------------------------
 
@@ -200,14 +208,12 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
             dataset_id,
             self.configuration_name,
             self.plans_manager.plans_name,
+            cascade.of_unlabelled(self),
         )
 
     def _check_data(self) -> None:
         """As ``nnUNetv2_plgcl_check``. Errors stop the training, unless they rest on a guess from
         the names; those and warnings go to the log."""
-        # do_split writes nnU-Net's own split where there is none; debug.json gets the attributes
-        self.labelled_cases, _ = self.do_split()
-        self.unlabelled_cases = list(self.dataset_unlabelled.identifiers)
         findings = check_training(
             self.plans_manager.plans,
             self.dataset_json,
@@ -248,6 +254,8 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
             mirror_axes=mirror_axes,
             do_dummy_2d_data_aug=dummy_2d,
             use_mask_for_norm=use_mask_for_norm,
+            is_cascaded=self.is_cascaded,
+            foreground_labels=self.label_manager.foreground_labels,
             **self._unlabelled_target_transforms(),
         )
         config = self.config
@@ -257,6 +265,9 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
             strong_intensity(patch_size, cutout),
             [channel for channel, masked in enumerate(use_mask_for_norm) if masked],
             self.strong_views,
+            self.num_input_channels - len(self.label_manager.foreground_labels)
+            if self.is_cascaded
+            else None,
         )
         return loaders.unlabelled_loader(
             self._unlabelled_for_loader(),
@@ -329,7 +340,7 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
-        losses = log.log_epoch(self.logger, train_outputs, self.current_epoch)
+        losses, shares = log.log_epoch(self.logger, train_outputs, self.current_epoch)
         for key, name in log.LOSSES.items():
             self.print_to_log_file(f"{name}: {losses[key]:.4f}", also_print_to_console=False)
         skipped = round(sum(output[log.SKIPPED] for output in train_outputs))
@@ -338,13 +349,23 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
                 f"{skipped} of {len(train_outputs)} steps were skipped, as the gradient was not "
                 f"finite. Cases in most such batches: {self.skipped_steps.suspects()}."
             )
+        self._say_if_collapsed(log.the_only_class(shares))
+
+    def _say_if_collapsed(self, only: int | None) -> None:
+        if only is None or self._said_collapsed:
+            return
+        self._said_collapsed = True
+        labels = {n: v for n, v in self.dataset_json["labels"].items() if n != "ignore"}
+        names = sorted(labels, key=lambda n: int(labels[n])) if self.exclusive else list(labels)
+        self.print_to_log_file(
+            f"warning: all pseudo-labels of epoch {self.current_epoch} are {names[only]}, so "
+            f"unlabelled cases teach nothing. Look at the labels, and at the share of the largest "
+            f'class in progress.png; a longer warm-up ("warmup_fraction") may help. Said only once.'
+        )
 
     def on_train_end(self) -> None:
         super().on_train_end()
         self._finish_loaders()
-
-    def _finish_loaders(self) -> None:
-        loaders.finish(self.dataloader_train, self.dataloader_val, self.dataloader_unlabelled)
 
     # ---- deployed weights: what is validated and stored as network_weights --------------------
 
@@ -365,63 +386,10 @@ class nnUNetTrainerSemiSupervised(SemiSupervisedStep):
             return super().validation_step(batch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        with self.deployed_weights():
+        with self._alone(), self.deployed_weights():
             super().perform_actual_validation(save_probabilities)
-
-    # ---- checkpoint --------------------------------------------------------------------------
-
-    def training_state(self) -> dict[str, Any]:
-        """What a continued training needs beyond nnU-Net's keys. Subclasses add theirs."""
-        return {"student": self.student.state_dict(), "teacher": self.teacher.state_dict()}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Inverse of ``training_state``."""
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
-
-    def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint with ``training_state`` under one extra key, written atomically."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)
-            return
-        of_nnunet = io.BytesIO()
-        super().save_checkpoint(of_nnunet)
-        of_nnunet.seek(0)
-        checkpoint = states.read_checkpoint(of_nnunet)
-        state = self.training_state()
-        if self.config.deployed_weights == "teacher":
-            checkpoint["network_weights"] = self.teacher.module.state_dict()
-        checkpoint[states.STATE_KEY] = state
-        states.require_finite(checkpoint, filename)
-        states.write_atomically(checkpoint, filename)
-        if Path(filename).name == "checkpoint_best.pth":
-            states.make_latest(Path(filename))
-
-    def write_resume_point(self) -> None:
-        """Write the weights as they are as the latest checkpoint; ``--c`` repeats this epoch."""
-        self.current_epoch -= 1  # nnU-Net notes the epoch after this one
-        try:
-            self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
-        finally:
-            self.current_epoch += 1
-
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:  # type: ignore[override]
-        """Continue exactly where the checkpoint was written.
-
-        Raises:
-            RuntimeError: the file is damaged.
-            ValueError: it belongs to another trainer, configuration, plans or dataset.
-        """
-        checkpoint = states.read_checkpoint(filename_or_checkpoint)
-        expected = {
-            "trainer_name": type(self).__name__,
-            "configuration": self.configuration_name,
-            "plans_name": self.plans_manager.plans_name,
-            "dataset_name": self.plans_manager.dataset_name,
-        }
-        states.check_origin(checkpoint, expected, filename_or_checkpoint)
-        super().load_checkpoint(filename_or_checkpoint)
-        self.load_training_state(checkpoint[states.STATE_KEY])
+            if self.configuration_manager.next_stage_names:
+                cascade.predict_for_next_stages(self, self._open_unlabelled())
 
 
 def _seed_everything(seed: int) -> None:

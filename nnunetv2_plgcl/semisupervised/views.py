@@ -15,10 +15,21 @@ from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrig
 from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.nnunet.random_binary_operator import (
+    ApplyRandomBinaryOperatorTransform,
+)
+from batchgeneratorsv2.transforms.nnunet.remove_connected_components import (
+    RemoveRandomConnectedComponentFromOneHotEncodingTransform,
+)
 from batchgeneratorsv2.transforms.noise.blank_rectangle import BlankRectangleTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+
+OF_FIRST_STAGE = (
+    ApplyRandomBinaryOperatorTransform,
+    RemoveRandomConnectedComponentFromOneHotEncodingTransform,
+)
 
 
 class WeakStrongViews(BasicTransform):
@@ -31,6 +42,8 @@ class WeakStrongViews(BasicTransform):
         masked_channels: channels normalised inside a non-zero mask. Where their weak view is
             exactly 0, outside that mask, the strong view stays 0, as in nnU-Net.
         strong_views: how many.
+        image_channels: the first ones, whose intensities change; None for all. Those behind them,
+            the first stage's segmentation in a cascade, are alike in every view.
     """
 
     def __init__(
@@ -39,12 +52,14 @@ class WeakStrongViews(BasicTransform):
         intensity: BasicTransform,
         masked_channels: Sequence[int] = (),
         strong_views: int = 1,
+        image_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.geometry = geometry
         self.intensity = intensity
         self.masked_channels = tuple(masked_channels)
         self.strong_views = strong_views
+        self.image_channels = image_channels
 
     def apply(self, data_dict: dict, **params: object) -> dict:
         data_dict = self.geometry(**data_dict)
@@ -55,11 +70,12 @@ class WeakStrongViews(BasicTransform):
         return data_dict
 
     def _strong(self, weak: torch.Tensor) -> torch.Tensor:
+        image = weak[: self.image_channels]
         # intensity transforms change their input in place
-        strong = self.intensity(image=weak.clone())["image"]
+        strong = self.intensity(image=image.clone())["image"]
         for channel in self.masked_channels:
             strong[channel][weak[channel] == 0] = 0
-        return strong
+        return strong if len(image) == len(weak) else torch.cat((strong, weak[len(image) :]))
 
 
 class CutOut(BlankRectangleTransform):
@@ -72,11 +88,13 @@ class CutOut(BlankRectangleTransform):
 
 def geometry_of(transforms: ComposeTransforms) -> ComposeTransforms:
     """The part of nnU-Net's training transforms that both views share: everything but the random
-    intensity changes."""
+    intensity changes; also what changes the first stage's segmentation in a cascade."""
 
     def changes_intensity(transform: BasicTransform) -> bool:
-        return isinstance(transform, RandomTransform) and isinstance(
-            transform.transform, ImageOnlyTransform
+        return (
+            isinstance(transform, RandomTransform)
+            and isinstance(transform.transform, ImageOnlyTransform)
+            and not isinstance(transform.transform, OF_FIRST_STAGE)
         )
 
     return ComposeTransforms([t for t in transforms.transforms if not changes_intensity(t)])

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
+from nnunetv2_plgcl.semisupervised.cascade import with_first_stage
 from nnunetv2_plgcl.semisupervised.components import filter_volume, largest
 from nnunetv2_plgcl.semisupervised.loaders import UnlabelledDataset
 from nnunetv2_plgcl.semisupervised.targets import confidence
@@ -113,26 +113,30 @@ class PseudoLabelledDataset(UnlabelledDataset):
     Args:
         folders: where the image of each case lies.
         labels: folder of ``write_labels``.
+        previous: folder of the segmentations of a cascade's first stage.
     """
 
-    def __init__(self, folders: Mapping[str, Path], labels: Path) -> None:
-        super().__init__(folders)
+    def __init__(
+        self, folders: Mapping[str, Path], labels: Path, previous: Path | None = None
+    ) -> None:
+        super().__init__(folders, previous)
         self.labels = labels
 
-    def load_case(self, identifier: str) -> tuple[Any, Any, None, dict]:
-        """Return image (C, X, Y, Z), pseudo-label (1, X, Y, Z), None and properties without any
-        foreground location."""
-        data, _, _, properties = super().load_case(identifier)
-        label = blosc2.open(
-            urlpath=str(self.labels / f"{identifier}.b2nd"),
-            mode="r",
-            dparams={"nthreads": 1},
-            **self.mmap_kwargs,
-        )
-        return data, label, None, properties
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
+        """Return image (C, X, Y, Z), pseudo-label (1, X, Y, Z), the first stage's segmentation
+        (X, Y, Z) or None, and properties without any foreground location."""
+        data, _, previous, properties = super().load_case(identifier)
+        return data, self._open(self.labels, identifier), previous, properties
 
 
-def image_of(dataset: UnlabelledDataset, case: str) -> Tensor:
-    """The whole preprocessed image of a case, (C, X, Y, Z), float32."""
-    data: np.ndarray = dataset.load_case(case)[0][:]
-    return torch.from_numpy(np.asarray(data, dtype=np.float32))
+def image_of(dataset: UnlabelledDataset, case: str, foreground_labels: Sequence[int]) -> Tensor:
+    """What a network sees of a whole preprocessed case, (C, X, Y, Z), float32.
+
+    Args:
+        foreground_labels: for the first stage's segmentation in a cascade.
+    """
+    data, _, previous, _ = dataset.load_case(case)
+    image = np.asarray(data[:], dtype=np.float32)
+    if previous is not None:
+        image = with_first_stage(image, previous[:], foreground_labels)
+    return torch.from_numpy(image)

@@ -3,12 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import submitit
 import torch
+from submitit.core.job_environment import SignalHandler
+from submitit.core.utils import DelayedSubmission, JobPaths
 
 from nnunetv2_plgcl import commands
 from nnunetv2_plgcl.evaluation import launch
@@ -37,6 +41,20 @@ def test_failed_jobs_are_named_once_all_are_done(tmp_path, monkeypatch):
         wait_for(submitted, JOBS)
     assert str(submitted[1].paths.stderr) in str(told.value)
     assert "no more memory" in submitted[1].paths.stderr.read_text()
+
+
+def test_a_job_whose_node_is_taken_away_is_requeued(tmp_path):
+    """As submitit does it when Slurm sends the signal that it asked for."""
+    requeued = []
+    slurm = SimpleNamespace(global_rank=0, _requeue=requeued.append)
+    paths = JobPaths(tmp_path, "17")
+    job = DelayedSubmission(launch.Requeued(), JOBS[0])
+    job.set_timeout(5, launch.REQUEUES)
+    with pytest.raises(SystemExit):
+        SignalHandler(slurm, paths, job).checkpoint_and_try_requeue(signal.SIGTERM)
+    assert requeued == [launch.REQUEUES - 1]
+    again = DelayedSubmission.load(paths.submitted_pickle)
+    assert isinstance(again.function, launch.Requeued) and again.args == (JOBS[0],)
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="Slurm is there")

@@ -85,11 +85,6 @@ def test_an_unknown_configuration_key(prepared):
         start(prepared, plgcl={"temprature": 1.0})
 
 
-def test_a_cascade_is_refused_with_the_reason(prepared):
-    with pytest.raises(NotImplementedError, match="second stage of a cascade"):
-        start(prepared, previous_stage="2d")
-
-
 def finished(prepared, trainer_class=nnUNetTrainerPLGCL, **configuration):
     trainer = make_trainer(tiny(trainer_class, 1, 1), prepared, **configuration)
     trainer.run_training()

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -17,7 +19,7 @@ from training import (
     tiny,
 )
 
-from nnunetv2_plgcl.semisupervised.state import write_atomically
+from nnunetv2_plgcl.semisupervised.state import read_checkpoint, write_atomically
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 TIMES = ("epoch_start_timestamps", "epoch_end_timestamps")
@@ -95,16 +97,53 @@ def test_continuing_from_any_epoch_is_exact(prepared, stop_after, tmp_path):
     assert_equal_to_the_bit(result, expected)
 
 
-def test_a_new_best_checkpoint_is_also_the_latest(prepared):
+def test_a_new_best_checkpoint_is_also_the_latest_in_a_file_of_its_own(prepared):
     trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 2, 1), prepared)
     trainer.save_every = 50  # nnU-Net's own rhythm: no `latest` in a run this short
     trainer.on_train_end = lambda: None
     trainer.run_training()
-    best, latest = (
-        torch.load(f"{trainer.output_folder}/checkpoint_{name}.pth", weights_only=False)
-        for name in ("best", "latest")
-    )
+    files = [Path(trainer.output_folder) / f"checkpoint_{name}.pth" for name in ("best", "latest")]
+    best, latest = (torch.load(file, weights_only=False) for file in files)
     assert_equal_to_the_bit(latest, best)
+    assert not files[0].samefile(files[1])
+
+
+def test_every_flipped_bit_is_found_and_the_next_good_checkpoint_is_named(tmp_path):
+    generator = np.random.default_rng(0)
+    latest, best = (tmp_path / f"checkpoint_{name}.pth" for name in ("latest", "best"))
+    content = {"weights": torch.rand(1000), "more": [torch.arange(3000)], "current_epoch": 7}
+    write_atomically(content, best)
+    whole = best.read_bytes()
+    found = 0
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[generator.integers(len(damaged))] ^= 1 << generator.integers(8)
+        latest.write_bytes(damaged)
+        try:
+            assert_equal_to_the_bit(read_checkpoint(latest), content)  # of what means nothing
+        except RuntimeError as error:
+            found += 1
+            assert f"{latest.name}: " in str(error) and "checkpoint_best.pth beside it is whole, " \
+                "with 7 epochs done" in str(error)  # fmt: skip
+    assert found > 85
+    with pytest.raises(RuntimeError) as told:
+        read_checkpoint(_truncated(latest))
+    commands = str(told.value)
+    commands = commands[commands.index("mv ") : commands.rindex("; then train with --c")]
+    subprocess.run(commands, shell=True, check=True)
+    assert not latest.exists() and (tmp_path / "checkpoint_latest.pth.damaged").exists()
+
+
+def test_where_no_checkpoint_is_whole_all_have_to_go(tmp_path):
+    for name in ("latest", "best"):
+        (tmp_path / f"checkpoint_{name}.pth").write_bytes(b"nothing")
+    with pytest.raises(RuntimeError, match=r"no other.*mv .*latest.pth .*; mv .*best.pth "):
+        read_checkpoint(tmp_path / "checkpoint_latest.pth")
+
+
+def _truncated(file: Path) -> Path:
+    file.write_bytes(file.read_bytes()[:2000])
+    return file
 
 
 def test_a_kill_while_writing_leaves_a_whole_checkpoint(tmp_path):

@@ -87,3 +87,6 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_left_out_and_seen(trainer)
         after = second.network.state_dict()
         same = all(torch.equal(before[name], value) for name, value in after.items())
         assert same == (factor != 1) and bool(second.gradient_norm.isfinite()) == (factor == 1)
+    assert [bool(norm.isfinite()) for norm in trainer.gradient_norms] == [False, True], (
+        "what finish_step looks at"
+    )

@@ -8,6 +8,7 @@ from nnunetv2_plgcl.semisupervised.targets import (
     UNKNOWN,
     at_every_resolution,
     class_probabilities,
+    class_shares,
     confidence,
     foreground_masks,
     hard_target,
@@ -152,3 +153,20 @@ def test_joined_targets_ignore_no_labelled_voxel(exclusive, ignore):
         assert torch.equal(joined[2:], pseudo_label)
         assert torch.equal(joined[:2, : label.shape[1]], label)
         assert not joined[:2, label.shape[1] :].any()
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_shares_of_classes_are_those_of_a_loop_over_voxels(exclusive):
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    probabilities = class_probabilities(logits, exclusive)
+    counts = [0] * (3 if exclusive else 4)
+    for b, x, y in itertools.product(range(2), range(4), range(5)):
+        voxel = probabilities[b, :, x, y].tolist()
+        if exclusive:
+            counts[voxel.index(max(voxel))] += 1
+            continue
+        chosen = [k for k in range(3) if voxel[k] > 0.5]
+        for k in [1 + k for k in chosen] or [0]:
+            counts[k] += 1
+    expected = torch.tensor(counts) / 40
+    torch.testing.assert_close(class_shares(probabilities, exclusive), expected)

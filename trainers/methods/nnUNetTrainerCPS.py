@@ -48,8 +48,7 @@ class nnUNetTrainerCPS(nnUNetTrainerHardPseudoLabels):
             supervised = [self.supervised_loss(logits, target) for logits in labelled]
             losses = [s + beta * c for s, c in zip(supervised, consistency, strict=True)]
         self.optimise(losses[0])
-        self.second.optimise(losses[1])
-        self._gradient_norm = self._gradient_norm + self.second.gradient_norm  # heeded at the end
+        self.second.optimise(losses[1])  # finish_step heeds the gradients of both
         self.update_teacher()
         return self.finish_step(
             loss=losses[0], loss_supervised=supervised[0], loss_consistency=consistency[0]

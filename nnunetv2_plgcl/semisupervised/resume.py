@@ -1,0 +1,221 @@
+"""A training that may end at any time, and goes on with the same training, to the bit."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nnunetv2_plgcl import record
+from nnunetv2_plgcl.semisupervised import loaders, signals
+from nnunetv2_plgcl.semisupervised import state as states
+from nnunetv2_plgcl.semisupervised.lock import only_training
+from nnunetv2_plgcl.semisupervised.step import SemiSupervisedStep
+from nnunetv2_plgcl.settings import PLANS_KEY
+
+_running: list[ResumableTraining] = []  # in this process
+
+
+class ResumableTraining(SemiSupervisedStep):
+    """Checkpoints, what they note, and how a training ends before its time.
+
+    Each epoch has its own seed, so the state at an epoch's beginning is all that a continued
+    training needs. It is kept in memory; a scheduler's signal finishes the step and writes it.
+    So at most the epoch in progress is repeated, and the result is that of an undisturbed training.
+    """
+
+    _signals = signals.StopSignals()
+    _resume_point: dict[str, Any] | None = None
+    _record: dict[str, Any] = {}  # noqa: RUF012  # never changed in place
+
+    # ---- a training and its end --------------------------------------------------------------
+
+    def run_training(self) -> None:
+        with self._alone() as self._signals:
+            _running.append(self)
+            try:
+                super().run_training()
+            finally:
+                self._finish_loaders()
+                _running.remove(self)
+            if self._signals.received:  # after the last step
+                raise SystemExit(signals.ENDED)
+
+    @contextmanager
+    def _alone(self) -> Iterator[signals.StopSignals]:
+        """The only training in the folder of results, which heeds signals."""
+        if self.local_rank != 0:
+            with signals.StopSignals(decides=False) as heeded:
+                yield heeded
+            return
+        folder = Path(self.output_folder)
+        with only_training(folder), signals.StopSignals() as heeded:
+            states.remove_unfinished(folder)
+            yield heeded
+
+    def on_epoch_start(self) -> None:
+        self._signals.at_once = False
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            self._resume_point = _copied(self._checkpoint(self.current_epoch))
+        super().on_epoch_start()
+
+    def finish_step(self, patches_per_class: Tensor | None = None, **losses: Tensor) -> dict:
+        report = super().finish_step(patches_per_class, **losses)
+        self._stop_if_asked()
+        return report
+
+    def validation_step(self, batch: dict) -> dict:
+        report: dict = super().validation_step(batch)
+        self._stop_if_asked()
+        return report
+
+    def _stop_if_asked(self) -> None:
+        if self._signals.received is None or self.local_rank != 0:
+            return
+        self.write_resume_point()
+        self.print_to_log_file(
+            f"{self._signals.received} in epoch {self.current_epoch}, iteration "
+            f"{self.iteration_in_epoch}. "
+            + (
+                "Nothing was written, as checkpointing is disabled."
+                if self._resume_point is None
+                else f"checkpoint_latest.pth holds the beginning of epoch {self.current_epoch}: "
+                f"--c goes on from there, to the same result."
+            )
+        )
+        raise SystemExit(signals.ENDED)
+
+    def write_resume_point(self) -> None:
+        """Write the beginning of the epoch in progress as the latest checkpoint."""
+        if self._resume_point is not None:
+            file = Path(self.output_folder) / "checkpoint_latest.pth"
+            states.require_finite(self._resume_point, file)
+            states.write_atomically(self._resume_point, file)
+
+    def _finish_loaders(self) -> None:
+        loaders.finish(self.dataloader_train, self.dataloader_val, self.dataloader_unlabelled)
+
+    # ---- checkpoints -------------------------------------------------------------------------
+
+    def training_state(self) -> dict[str, Any]:
+        """What a continued training needs beyond nnU-Net's keys. Subclasses add theirs."""
+        return {"student": self.student.state_dict(), "teacher": self.teacher.state_dict()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Inverse of ``training_state``."""
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+
+    def _checkpoint(self, next_epoch: int) -> dict[str, Any]:
+        """nnU-Net's checkpoint, with ``training_state`` and the record under keys of their own.
+
+        Args:
+            next_epoch: with which a continued training begins.
+        """
+        of_nnunet = io.BytesIO()
+        super().save_checkpoint(of_nnunet)
+        of_nnunet.seek(0)
+        checkpoint = states.read_checkpoint(of_nnunet)
+        checkpoint["current_epoch"] = next_epoch
+        if self.config.deployed_weights == "teacher":
+            checkpoint["network_weights"] = self.teacher.module.state_dict()
+        checkpoint[states.STATE_KEY] = self.training_state()
+        checkpoint[record.RECORD_KEY] = self._record
+        return checkpoint
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write ``_checkpoint`` atomically, if it is finite."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        checkpoint = self._checkpoint(self.current_epoch + 1)
+        states.require_finite(checkpoint, filename)
+        states.write_atomically(checkpoint, filename)
+        if Path(filename).name == "checkpoint_best.pth":
+            states.make_latest(Path(filename))
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:  # type: ignore[override]
+        """Continue exactly where the checkpoint was written.
+
+        Raises:
+            RuntimeError: the file is damaged.
+            ValueError: it belongs to another trainer, configuration, plans or dataset; other
+                settings or cases; settings that need other tensors.
+        """
+        checkpoint = states.read_checkpoint(filename_or_checkpoint)
+        expected = {
+            "trainer_name": type(self).__name__,
+            "configuration": self.configuration_name,
+            "plans_name": self.plans_manager.plans_name,
+            "dataset_name": self.plans_manager.dataset_name,
+        }
+        states.check_origin(checkpoint, expected, filename_or_checkpoint)
+        if not self.was_initialized:
+            self.initialize()
+        self._loaded = filename_or_checkpoint
+        self.current_epoch = checkpoint["current_epoch"]
+        self._record = checkpoint.get(record.RECORD_KEY, {})
+        labelled, validation = self.do_split()
+        self._note({"labelled": labelled, "validation": validation})
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+            self.load_training_state(checkpoint[states.STATE_KEY])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(
+                f"{filename_or_checkpoint} holds other weights than this training has: {error}"
+            ) from error
+
+    # ---- what the training was given ---------------------------------------------------------
+
+    _loaded: str | None = None
+
+    def _note(self, cases: dict[str, list[str]]) -> None:
+        """Compare with what the loaded checkpoint notes, then note it.
+
+        Args:
+            cases: of the parts that are known by now.
+        """
+        configuration = dict(self.configuration_manager.configuration)
+        configuration.pop(PLANS_KEY, None)
+        now = record.as_json(
+            {
+                record.CASES: {part: sorted(names) for part, names in cases.items()},
+                "settings": asdict(self.config),
+                "plans": configuration,
+                "labels": self.dataset_json["labels"],
+                "epochs": self.num_epochs,
+                "iterations": self.num_iterations_per_epoch,
+            }
+        )
+        noted = self._record
+        changes = list(noted.get(record.CHANGES, []))
+        if self._loaded is not None:
+            for change in record.require_same(noted, now, self._loaded):
+                self.print_to_log_file(f"warning: changed since the checkpoint: {change}")
+                changes.append(f"epoch {self.current_epoch}: {change}")
+        now[record.CASES] = {**noted.get(record.CASES, {}), **now[record.CASES]}
+        self._record = {**now, record.CHANGES: changes}
+
+
+def write_resume_point() -> None:
+    """Of the training that runs in this process, where one does: for a scheduler's own handler,
+    which ends the process itself."""
+    for training in _running:
+        training.write_resume_point()
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a checkpoint that further steps do not change, its tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(inner) for inner in value)
+    return copy.deepcopy(value)

@@ -1,0 +1,81 @@
+"""Both stages of a cascade train on unlabelled cases."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from training import tiny
+
+from nnunetv2_plgcl.semisupervised import cascade
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+
+SECOND = f"{TINY}_cascade"
+TRAINER = tiny(nnUNetTrainerPLGCL, 2, 2)
+
+
+def stage(prepared, name):
+    plans = prepared.plans()
+    configurations = plans["configurations"]
+    configurations[SECOND] = {"inherits_from": TINY, "previous_stage": TINY}
+    configurations[TINY]["next_stage"] = SECOND
+    plans["continue_training"] = False
+    settings = {"warmup_fraction": 0.0, "cutout_probability": 1.0}
+    configurations[SECOND]["plgcl"] = configurations[TINY]["plgcl"] = settings
+    return TRAINER(plans, name, 0, prepared.dataset_json(), torch.device("cpu"))
+
+
+def test_the_second_stage_trains_on_what_the_first_predicted(prepared, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=f"first stage.*nnUNetv2_train 901 {TINY} 0 -tr"):
+        stage(prepared, SECOND).on_train_start()
+
+    labels = [prepared.case_folder / f"{c}_seg.b2nd" for c in prepared.split["unlabelled"]]
+    for label in labels:
+        label.write_bytes(b"not a label")  # and never opened
+    first = stage(prepared, TINY)
+    first.run_training()
+    everyone = Path(first.output_folder_base) / "predicted_next_stage" / SECOND
+
+    def as_nnunet(self, save_probabilities=False):  # whose pools take a minute to start
+        everyone.mkdir(parents=True)
+        for case in prepared.split["val"]:
+            label = blosc2.open(str(prepared.case_folder / f"{case}_seg.b2nd"))[0]
+            nnUNetDatasetBlosc2.save_seg(label.astype(np.uint8), str(everyone / case))
+
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", as_nnunet)
+    monkeypatch.setattr(cascade, "ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(1))
+    first.perform_actual_validation()
+    own = Path(first.output_folder) / "predicted_next_stage" / SECOND
+    assert {f.stem for f in own.iterdir()} == set(prepared.split["unlabelled"])
+    both = {*prepared.split["train"], *prepared.split["val"]}
+    assert {f.stem for f in everyone.iterdir()} == both
+
+    case = prepared.split["unlabelled"][0]
+    stored = blosc2.open(str(own / f"{case}.b2nd"))[:]
+    pixels = blosc2.open(str(prepared.case_folder / f"{case}.b2nd"))[:]
+    assert stored.shape == pixels.shape[1:]
+
+    second = stage(prepared, SECOND)
+    second.on_train_start()
+    second.on_train_epoch_start()
+    labelled, _ = second.labelled_batch(next(second.dataloader_train))
+    weak, strong = second.unlabelled_views(labelled)
+    assert labelled.shape[1] == weak.shape[1] == strong.shape[1] == 1 + 3
+    assert torch.equal(weak[:, 1:], strong[:, 1:]), "the first stage's segmentation is alike"
+    assert set(weak[:, 1:].unique().tolist()) <= {0, 1}
+    assert all(not torch.equal(a, b) for a, b in zip(weak[:, 0], strong[:, 0], strict=True))
+    loaded = second.dataset_unlabelled.load_case(case)[2][:]
+    np.testing.assert_array_equal(loaded, stored)
+
+    stage(prepared, SECOND).run_training()
+
+
+def test_the_network_sees_the_image_and_one_channel_for_each_label():
+    image, previous = np.ones((2, 3, 4)), np.arange(12).reshape(3, 4) % 3
+    seen = cascade.with_first_stage(image, previous, [1, 2])
+    np.testing.assert_array_equal(seen, np.stack([*image, previous == 1, previous == 2]))
