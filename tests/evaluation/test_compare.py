@@ -21,6 +21,7 @@ from nnunetv2_plgcl import commands
 from nnunetv2_plgcl.datasets.raw import images_by_case
 from nnunetv2_plgcl.evaluation import launch, refuse, runs
 from nnunetv2_plgcl.evaluation.folds import Fold
+from nnunetv2_plgcl.record import FILE as TRAINING
 
 STOCK, OURS = "nnUNetTrainer_tiny", "nnUNetTrainerPLGCL_tiny"
 
@@ -237,7 +238,7 @@ def test_a_run_that_goes_on_keeps_what_was_noted_when_it_began(copy):
 
 
 def test_runs_that_note_no_cases_are_held_against_their_log_and_the_splits_date(copy):
-    """As with nnU-Net's trainer started by hand; ours notes its cases in debug.json too."""
+    """As with nnU-Net's trainer started by hand; ours notes its cases in any case."""
     both = [runs.Run(copy.name, t, "nnUNetPlans", TINY, 0, 0) for t in (STOCK, OURS)]
     for one in both:
         (one.folder / runs.RECORD).unlink()
@@ -351,7 +352,6 @@ def test_images_without_label_beside_nnunets_own_folds(copy, here, capsys):
         sitk.WriteImage(other, raw / "imagesUn" / f"other{number}_0000.nii.gz")
     commands.preprocess(["-d", "901", "-c", TINY, "-np", "1"])
     commands.compare(arguments(copy.base / "out", "--run", "-device", "cpu"))
-    assert "np.str_" in (fold_of(copy, OURS) / "debug.json").read_text()
     fold = json.loads((copy.preprocessed / "splits_final.json").read_text())[0]
     html = (copy.base / "out" / "report.html").read_text()
     assert f"{len(fold['train'])} labelled, 2 unlabelled" in html
@@ -384,8 +384,8 @@ def test_fold_all_on_test_cases(copy, here, tmp_path):
         for case in everything:
             (of_all / "validation" / f"{case}.nii.gz").touch()
         change_json(of_all / runs.RECORD, labelled_cases=everything)
-    change_json(of_all / "debug.json", labelled_cases=str(everything),
-                unlabelled_cases=str(unlabelled))  # fmt: skip
+    cases = {"labelled": everything, "validation": everything, "unlabelled": unlabelled}
+    change_json(of_all / TRAINING, cases=cases)
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     for case in copy.split["val"]:
