@@ -33,17 +33,17 @@ class nnUNetTrainerCPS(nnUNetTrainerHardPseudoLabels):
 
     def train_step(self, batch: dict) -> dict:
         images, target = self.labelled_batch(batch)
-        unlabelled = self.unlabelled_batch(like=images).weak
-        patches = torch.cat((images, unlabelled))
+        weak = self.unlabelled_batch(like=images).weak
+        patches = torch.cat((images, weak))
         beta = self.config.consistency_weight * self.consistency_rampup
         with self.autocast():
             # 1. both networks predict all patches
             both = [self.student_logits(patches), self.second.student_logits(patches)]
-            labelled, free = ([[x[part] for x in logits] for logits in both] for part in
-                              (slice(len(images)), slice(len(images), None)))  # fmt: skip
+            labelled = [[x[: len(images)] for x in logits] for logits in both]
+            unlabelled = [[x[len(images) :] for x in logits] for logits in both]
             # 2. the decisions of each are labels for the other
-            decisions = [self.decide(logits[0]) for logits in free]
-            consistency = list(map(self.pseudo_label_loss, free, reversed(decisions)))
+            decisions = [self.decide(logits[0]) for logits in unlabelled]
+            consistency = list(map(self.pseudo_label_loss, unlabelled, reversed(decisions)))
             # 3. supervision of each
             supervised = [self.supervised_loss(logits, target) for logits in labelled]
             losses = [s + beta * c for s, c in zip(supervised, consistency, strict=True)]

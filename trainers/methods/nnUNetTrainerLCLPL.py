@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -138,7 +139,7 @@ def local_contrast(embeddings: Tensor, drawn: Tensor, temperature: float) -> Ten
     Returns:
         scalar; zero where fewer than two classes are there.
     """
-    means = torch.nn.functional.normalize(embeddings.mean(2), dim=-1).transpose(0, 1)
+    means = F.normalize(embeddings.mean(2), dim=-1).transpose(0, 1)
     positives = Remembered(means, drawn[:, :, 0].T)
     negatives = positives.of_other_classes()
     return sampled_info_nce(
