@@ -195,6 +195,7 @@ def test_names_of_files_in_a_split(prepared, capsys):
     write_split(prepared, train=[f"{first}.nii.gz", *others])
     status, out = run(capsys)
     assert status == 1 and f"Case {first}.nii.gz: not preprocessed" in out
+    assert f"Is {first} meant?" in out
 
 
 def test_a_pattern_noted_for_names_that_have_changed(prepared, capsys):

@@ -97,6 +97,6 @@ def check_preprocessed(
 
 def _nearest(case: str, files: Mapping[str, Path]) -> str:
     """A guess at what was meant, where a split was written by hand."""
-    there = [of for of, file in files.items() if file.is_file()]
-    nearest = difflib.get_close_matches(case, there, n=1, cutoff=0.8)
+    there = [file.name.removesuffix(".b2nd") for file in files[case].parent.glob("[!.]*.b2nd")]
+    nearest = difflib.get_close_matches(case, there, n=1)
     return f" Is {nearest[0]} meant?" if nearest else ""
