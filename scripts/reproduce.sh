@@ -30,7 +30,7 @@ done
 config=${CONFIG:-2d} device=${DEVICE:-cuda}
 output=${OUTPUT:-reproduce_${dataset}_$config}
 python3 "$scripts/require.py" device "$device"
-read -ra trainers <<<"${TRAINERS:-nnUNetTrainer nnUNetTrainerMeanTeacher nnUNetTrainerPLGCL_noConsistency nnUNetTrainerPLGCL}"
+read -ra trainers <<<"${TRAINERS:-nnUNetTrainer nnUNetTrainerMeanTeacher nnUNetTrainerPLGCL_noConsistency nnUNetTrainerPLGCL_poster}"
 read -ra folds <<<"${FOLDS:-0 1}" # one for each number of labelled cases in the paper
 mkdir -p "$output"
 

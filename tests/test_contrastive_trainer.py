@@ -3,6 +3,8 @@
 import inspect
 import itertools
 import math
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,33 @@ from nnunetv2_plgcl.semisupervised import log as series
 from nnunetv2_plgcl.trainers import trainer_classes
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+from tests.oracles import poster as oracle
 
+DEFAULTS_OF_01 = {
+    "seed": 0,
+    "labelled_fraction": 0.5,
+    "warmup_fraction": 1 / 3,
+    "ema_decay": 0.999,
+    "consistency_weight": 1.0,
+    "consistency_rampup_fraction": 0.25,
+    "consistency_target": "soft",
+    "consistency_loss": "cross_entropy",
+    "confidence_threshold": 0.0,
+    "cutout_probability": 0.5,
+    "cutmix_probability": 0.0,
+    "contrastive_weight": 0.1,
+    "contrastive_rampup_fraction": 1 / 3,
+    "temperature": 0.2,
+    "anchors": 128,
+    "memory_length": 4096,
+    "window_fraction": 0.25,
+    "guide": "entropy",
+    "balanced_sides": True,
+    "embedding": "feature",
+    "feature_stages": (-2,),
+    "expectation": "sampled",
+    "deployed_weights": "teacher",
+}
 ABLATIONS = {
     "noWarmup": {"warmup_fraction": 0.0},
     "noConsistency": {"consistency_weight": 0.0},
@@ -85,10 +113,25 @@ def test_without_consistency_the_student_does_not_learn_from_the_strong_view(pre
     assert len(seen) == 4 and all((gradient == 0).all() for gradient in seen)
 
 
+def test_the_poster_is_version_01_to_the_bit(prepared):
+    poster = tiny(trainer_class("poster"), 3, 3)
+    results = []
+    for train_step in (poster.train_step, oracle.train_step):
+        stepping = type(poster.__name__, (poster,), {"train_step": train_step})
+        trainer = make_trainer(stepping, prepared)
+        config = asdict(trainer.config)
+        assert {name: config[name] for name in DEFAULTS_OF_01} == DEFAULTS_OF_01
+        trainer.run_training()
+        final = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
+        results.append({key: final[key] for key in ("network_weights", "optimizer_state", "plgcl")})
+        shutil.rmtree(trainer.output_folder)
+    assert_equal_to_the_bit(*results)
+
+
 def test_every_registered_ablation_is_tested_and_documented():
     prefix = "nnUNetTrainerPLGCL_"
     found = {n.removeprefix(prefix) for n in trainer_classes() if n.startswith(prefix)}
-    assert found - {"5epochs"} == set(ABLATIONS)
+    assert found - {"5epochs", "poster"} == set(ABLATIONS)
     documented = (Path(__file__).parents[1] / "docs" / "plgcl.md").read_text()
     for name in ABLATIONS:
         assert f"`{prefix}{name}`" in documented

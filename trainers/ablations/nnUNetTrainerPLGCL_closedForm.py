@@ -1,7 +1,7 @@
-from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import nnUNetTrainerPLGCL_poster
 
 
-class nnUNetTrainerPLGCL_closedForm(nnUNetTrainerPLGCL):
+class nnUNetTrainerPLGCL_closedForm(nnUNetTrainerPLGCL_poster):
     """Ablation: the closed-form bound of the expected InfoNCE, as in the authors' code."""
 
     fixed_config = {"expectation": "closed_form"}

@@ -1,7 +1,7 @@
-from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import nnUNetTrainerPLGCL_poster
 
 
-class nnUNetTrainerPLGCL_cropEmbedding(nnUNetTrainerPLGCL):
+class nnUNetTrainerPLGCL_cropEmbedding(nnUNetTrainerPLGCL_poster):
     """Ablation: windows are cut out, masked and encoded again, as in the authors' code."""
 
     fixed_config = {"embedding": "crop"}
