@@ -5,6 +5,8 @@ Source: ours.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,10 +105,11 @@ def tsne_of_features(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        features = {
-            title: tsne.features_of_model(folder, fold, cases, device=device)
-            for title, folder in models.items()
-        }
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
+            features = {
+                title: tsne.features_of_model(folder, fold, cases, device=device)
+                for title, folder in models.items()
+            }
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "tsne.png"
             tsne.tsne_figure(features, file)

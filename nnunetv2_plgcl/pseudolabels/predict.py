@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -59,9 +61,10 @@ class MirroredPredictor:
             device=device,
             allow_tqdm=False,
         )
-        self.predictor.initialize_from_trained_model_folder(
-            str(model_folder), (fold,), "checkpoint_final.pth"
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
+            self.predictor.initialize_from_trained_model_folder(
+                str(model_folder), (fold,), "checkpoint_final.pth"
+            )
         configuration = self.predictor.configuration_manager
         if configuration.previous_stage_name is not None:
             raise NotImplementedError(
