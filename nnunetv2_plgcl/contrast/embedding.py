@@ -312,15 +312,16 @@ def _cell_weights(confidence: Tensor, windows: Windows, cells: Sequence[int]) ->
 
 
 def _area_pool(maps: Tensor, cells: Sequence[int]) -> Tensor:
-    """Mean of (..., *spatial) over each of (*cells,) equal boxes, which may cut voxels.
-
-    One axis at a time, each moved to the front when done, which restores their order.
-    """
+    """Mean of (B, K, *spatial) over each of (*cells,) equal boxes, which may cut voxels."""
+    lengths = maps.shape[2:]
+    if all(length % number == 0 for length, number in zip(lengths, cells, strict=True)):
+        pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(cells) - 1]
+        return pool(maps, [length // number for length, number in zip(lengths, cells, strict=True)])
+    # one axis at a time, each moved to the front when done, which restores their order
     for number in reversed(cells):
         length = maps.shape[-1]
         first = torch.arange(length, dtype=maps.dtype, device=maps.device)
-        share = _overlap(first, 1, length, number)
-        maps = (maps @ share).movedim(-1, -len(cells))
+        maps = (maps @ _overlap(first, 1, length, number)).movedim(-1, -len(cells))
     return maps
 
 

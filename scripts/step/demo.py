@@ -7,32 +7,13 @@ import io
 import os
 from pathlib import Path
 
+from bench.datasets import DATASETS
+
 from nnunetv2_plgcl.datasets.files import read_json, write_json, write_split
 from nnunetv2_plgcl.datasets.phantom import write_phantom
 
 DATASET, CONFIGURATION = "Dataset001_Phantom", "2d_small"
 LABELLED, UNLABELLED = 4, 6  # volumes; the others are for validation
-
-
-def as_of_acdc(planned: dict) -> dict:
-    """The CPU configuration of the benchmark on ACDC, from any 2d configuration of nnU-Net's."""
-    stages = 4
-    arguments = {
-        **planned["architecture"]["arch_kwargs"],
-        "n_stages": stages,
-        "features_per_stage": [16, 32, 64, 128],
-        "kernel_sizes": [[3, 3]] * stages,
-        "strides": [[1, 1], *[[2, 2]] * (stages - 1)],
-        "n_conv_per_stage": [2] * stages,
-        "n_conv_per_stage_decoder": [2] * (stages - 1),
-    }
-    return {
-        "inherits_from": "2d",
-        "data_identifier": f"nnUNetPlans_{CONFIGURATION}",
-        "patch_size": [96, 96],
-        "batch_size": 8,
-        "architecture": {**planned["architecture"], "arch_kwargs": arguments},
-    }
 
 
 def prepare_demo(folder: Path) -> None:
@@ -49,7 +30,10 @@ def prepare_demo(folder: Path) -> None:
         nnunet.extract_fingerprints([1], num_processes=1, show_progress_bar=False)
         nnunet.plan_experiments([1])
         plans = read_json(preprocessed / "nnUNetPlans.json")
-        plans["configurations"][CONFIGURATION] = as_of_acdc(plans["configurations"]["2d"])
+        acdc = DATASETS["acdc"]
+        plans["configurations"][CONFIGURATION] = acdc.cpu[CONFIGURATION].made_from(
+            CONFIGURATION, acdc.base, plans["configurations"][acdc.base]
+        )
         write_json(preprocessed / "nnUNetPlans.json", plans)
         nnunet.preprocess(
             [1], configurations=[CONFIGURATION], num_processes=[1], show_progress_bar=False
