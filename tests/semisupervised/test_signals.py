@@ -161,7 +161,7 @@ def wait_until_nothing_is_left(group: int) -> None:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
 def test_a_signal_to_all_processes_and_a_kill_of_one_leave_no_worker(prepared):
     process = started(prepared)
-    assert len(processes_of(process.pid)) >= 4, "the training and its workers"
+    assert len(processes_of(process.pid)) >= 2, "the training and its workers"
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) == 143
     wait_until_nothing_is_left(process.pid)
