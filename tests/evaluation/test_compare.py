@@ -374,8 +374,9 @@ def test_fold_all_on_test_cases(copy, here, tmp_path):
         sorted(c for part in copy.split.values() for c in part),
     )
     (raw / "imagesUn").mkdir()
-    shutil.copytree(copy.case_folder, copy.preprocessed / f"nnUNetPlans_{TINY}_unlabelled")
-    for file in (copy.preprocessed / f"nnUNetPlans_{TINY}_unlabelled").iterdir():
+    folder_un = copy.preprocessed / f"nnUNetPlans_{TINY}_unlabelled"
+    shutil.copytree(copy.case_folder, folder_un, ignore=shutil.ignore_patterns("*_seg.b2nd"))
+    for file in list(folder_un.iterdir()):
         file.rename(file.with_name(f"un_{file.name}"))
     unlabelled = [f"un_{case}" for case in everything]
     for trainer in (STOCK, OURS):  # as if trained on all
