@@ -113,10 +113,10 @@ def _advice(damaged: Path) -> str:
             away.append(file)
             continue
         return (
-            f"{file.name} beside it is whole, with {epoch} epochs done. To go on from there: "
-            f"{_move(away)}; then train with --c."
+            f"Move it away; {file.name} beside it is whole, with {epoch} epochs done, and --c goes "
+            f"on from there: {_move(away)}; then train with --c."
         )
-    return f"There is no other. To begin anew: {_move(away)}; then train."
+    return f"There is no other. Move it away to begin anew: {_move(away)}; then train."
 
 
 def _move(files: list[Path]) -> str:
