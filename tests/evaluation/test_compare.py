@@ -19,6 +19,7 @@ from training import EXT_TRAINERS, command_environment, nnunet_command
 
 from nnunetv2_plgcl import commands
 from nnunetv2_plgcl.datasets.raw import images_by_case
+from nnunetv2_plgcl.datasets.unlabelled import preprocessed_cases
 from nnunetv2_plgcl.evaluation import launch, refuse, runs
 from nnunetv2_plgcl.evaluation.folds import Fold
 from nnunetv2_plgcl.record import FILE as TRAINING
@@ -378,7 +379,7 @@ def test_fold_all_on_test_cases(copy, here, tmp_path):
     shutil.copytree(copy.case_folder, folder_un, ignore=shutil.ignore_patterns("*_seg.b2nd"))
     for file in list(folder_un.iterdir()):
         file.rename(file.with_name(f"un_{file.name}"))
-    unlabelled = [f"un_{case}" for case in everything]
+    unlabelled = preprocessed_cases(copy.preprocessed / f"nnUNetPlans_{TINY}_unlabelled")
     for trainer in (STOCK, OURS):  # as if trained on all
         of_all = fold_of(copy, trainer).with_name("fold_all")
         fold_of(copy, trainer).rename(of_all)
