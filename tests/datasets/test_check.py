@@ -140,7 +140,6 @@ def test_a_patient_of_the_validation_among_the_images_without_a_label(
     ("fold", "split", "message"),
     [
         ("1", None, "Fold 1 is not in"),
-        ("first", None, "a number or all, not first"),
         ("0", {"train": []}, "has no case labelled"),
         ("0", {"val": []}, "has no case in validation"),
     ],
@@ -152,6 +151,12 @@ def test_folds_that_cannot_be_trained(prepared, capsys, fold, split, message):
     with pytest.raises(SystemExit) as stopped:
         commands.check(["-d", "901", "-c", TINY, "-f", fold])
     assert stopped.value.code == 1 and message in capsys.readouterr().out
+
+
+def test_a_fold_that_is_none_is_refused_with_the_arguments(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        commands.check(["-d", "901", "-c", TINY, "-f", "first"])
+    assert stopped.value.code == 2 and "a number or all" in capsys.readouterr().err
 
 
 def write_split(prepared, **changes):

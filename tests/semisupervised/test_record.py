@@ -41,7 +41,7 @@ def test_other_settings_and_plans_are_refused_by_name(prepared, interrupted):
         ({"seed": 1}, "settings.seed was 0, is 1"),
         ({"labelled_fraction": 0.25}, "settings.labelled_fraction was 0.5, is 0.25"),
         ({"ema_decay": 0.9}, "settings.ema_decay was 0.999, is 0.9"),
-        ({"memory_length": 64}, "settings.memory_length was 4096, is 64"),
+        ({"memory_length": 64}, "settings.memory_length was 1024, is 64"),
     ):
         with pytest.raises(ValueError, match=f"another training: {message}.*PLGCL_ALLOW_CHANGED=1"):
             make_trainer(TRAINER, prepared, settings).load_checkpoint(interrupted)
