@@ -15,6 +15,10 @@ SHARED_ACDC = Path(__file__).resolve().parents[2] / "shared" / "data" / "acdc"
 TINY = "2d_tiny"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("takes_minutes") is None)
+
+
 @pytest.fixture(scope="session")
 def acdc() -> Path:
     """Real cardiac MRI in nnU-Net's raw layout; tests that want it are skipped without it."""

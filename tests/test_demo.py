@@ -16,6 +16,7 @@ from nnunetv2_plgcl.datasets.phantom import phantom_volume
 from nnunetv2_plgcl.workers import LOG_TAIL, run_logged
 
 
+@pytest.mark.takes_minutes
 def test_whole_way_with_few_iterations(tmp_path, monkeypatch, capsys):
     """All commands for real; only the trainings are shorter than in the demo."""
     for name in demo.NNUNET_FOLDERS:

@@ -78,6 +78,7 @@ def small(source: Path, target: Path) -> None:
     sitk.WriteImage(image, str(target))
 
 
+@pytest.mark.takes_minutes
 def test_acdc_from_a_download_to_the_papers_table(acdc, tmp_path):
     cases = sorted(f.name.removesuffix(".nii.gz") for f in (acdc / "labelsTr").iterdir())
     known = sorted({case.partition("_")[0] for case in cases})

@@ -8,6 +8,7 @@ from nnunetv2_plgcl.settings import left_aside, names_of, read_settings
 from nnunetv2_plgcl.trainers import known_settings, trainer_classes
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import MeanTeacherSettings
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import PLGCLSettings
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import PosterSettings
 
 
 def read(configuration, fixed=None):
@@ -15,7 +16,7 @@ def read(configuration, fixed=None):
 
 
 def test_defaults_are_the_published_numbers():
-    config = read({})
+    config = read_settings(PosterSettings, {})
     assert (config.ema_decay, config.temperature) == (0.999, 0.2)
     assert (config.memory_length, config.anchors) == (4096, 128)
     assert config.warmup_fraction == pytest.approx(1 / 3)

@@ -95,7 +95,7 @@ def test_a_failing_training_shows_the_end_of_its_log(tmp_path, monkeypatch):
         monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path))
     with pytest.raises(RuntimeError, match="ended with status") as told:
         launch_local(JOBS[:1], tmp_path)
-    assert "splits_final.json" in str(told.value)
+    assert "nnUNetPlans.json" in str(told.value)
     assert (tmp_path / f"{JOBS[0].run.name}.txt").is_file()
 
 

@@ -29,7 +29,7 @@ class BCPSettings(SemiSupervisedSettings):
     )
     patch_filter: str = setting(
         "largest",
-        "keep the largest component of each class of a pseudo-label [public code], or all",
+        "keep the largest component of each class of a pseudo-label, or all [public code: largest]",
         choices=("largest", "none"),
     )
 
