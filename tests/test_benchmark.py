@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
+from bare import bare_trainer
 from conftest import write_raw_dataset
 from nnunetv2.experiment_planning.experiment_planners.network_topology import (
     get_pool_and_conv_props,
@@ -330,3 +331,14 @@ def test_from_data_to_the_table(data, benchmark, tmp_path, monkeypatch, in_one_p
     assert set(scores["case"]) == {label.name.removesuffix(".nii.gz")}
     with pytest.raises(FileNotFoundError, match="not finished"):
         benchmark(*call, "OutsideTrainer", "--seeds", 2, *test)
+
+
+def test_a_loss_in_float32_stays_what_it_is():
+    in_float32 = runpy.run_path(str(TRAINERS / "benchmark_trainers.py"))["_in_float32"]
+    loss = bare_trainer(exclusive=True).loss
+    kind, seen = type(loss), []
+    loss.forward = in_float32(loss.forward)
+    loss.loss.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
+    logits = [torch.zeros(2, 3, size, size, dtype=torch.bfloat16) for size in (16, 8, 4)]
+    loss(logits, [torch.zeros(2, 1, *x.shape[2:]) for x in logits])
+    assert set(seen) == {torch.float32} and type(loss) is kind

@@ -10,7 +10,9 @@ float32.
 import os
 import runpy
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -26,16 +28,16 @@ COMMIT = runpy.run_path(str(Path(__file__).parents[2] / "commit.py"))["commit"]
 HAS_AMX = getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # old PyTorch cannot tell
 
 
-class _InFloat32(nn.Module):
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
+def _in_float32(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The forward pass of a loss, which stays what it is for who asks for its parts."""
 
-    def forward(self, output: Tensor | list[Tensor], target: Tensor | list[Tensor]) -> Tensor:
+    def computed(output: Tensor | list[Tensor], *others: Any) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             if isinstance(output, Tensor):
-                return self.loss(output.float(), target)
-            return self.loss([x.float() for x in output], target)
+                return forward(output.float(), *others)
+            return forward([x.float() for x in output], *others)
+
+    return computed
 
 
 class _MixedPrecision(nnUNetTrainer):
@@ -47,7 +49,9 @@ class _MixedPrecision(nnUNetTrainer):
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
-        return _InFloat32(loss) if self.device.type == "cpu" else loss
+        if self.device.type == "cpu" and HAS_AMX:
+            loss.forward = _in_float32(loss.forward)
+        return loss
 
     def train_step(self, batch: dict) -> dict:
         with self._autocast():
