@@ -97,7 +97,7 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
 
     @property
     def stage(self) -> int:
-        """0 in warm-up, then 1 + the number of the labels in use."""
+        """0 in warm-up, then how often the volumes were labelled."""
         return sum(epoch <= self.current_epoch for epoch in self.refresh_epochs)
 
     @property
