@@ -164,7 +164,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     dataset, data = DATASETS[arguments.dataset], arguments.data
     if data.is_file():
         data = unpack(data, work / "data")
-    folds = prepare.make_folds(prepare.require_raw(data), dataset.patient)
+    folds = prepare.make_folds(prepare.require_raw(data), dataset.patient, dataset.copies)
     numbers = {fold.labelled: n for n, fold in enumerate(folds) if fold.split == arguments.split}
     unknown = [number for number in arguments.labelled if number not in numbers]
     if unknown:

@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from bare import bare_trainer
-from conftest import write_raw_dataset
+from conftest import SHARED_ACDC, write_raw_dataset
 from nnunetv2.experiment_planning.experiment_planners.network_topology import (
     get_pool_and_conv_props,
 )
@@ -65,19 +65,44 @@ def test_validation_folds_are_those_of_the_literature(acdc):
 
 
 def test_development_folds_lie_inside_the_training_patients(acdc):
+    from bench.datasets import DATASETS
     from bench.prepare import make_folds
 
     published = json.loads((acdc / "split.json").read_text())
-    folds = [fold for fold in make_folds(published, r"patient\d+") if fold.split == "dev"]
+    folds = make_folds(published, r"patient\d+", DATASETS["acdc"].copies)
+    folds = [fold for fold in folds if fold.split == "dev"]
     assert [fold.labelled for fold in folds] == ["3", "7", "14", "all"]
     for fold in folds:
         parts = [patients(cases) for cases in fold.cases.values()]
-        assert sum(map(len, parts)) == len(set.union(*parts)) == 70, "no patient on two sides"
-        assert set.union(*parts) == patients(published["train"])
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 69, "no patient on two sides"
+        assert set.union(*parts) == patients(published["train"]) - {"patient076"}
         assert len(patients(fold.cases["val"])) == 30
     seven = folds[1].cases
-    assert len(patients(seven["train"])) == 7 and len(patients(seven["unlabelled"])) == 33
+    assert len(patients(seven["train"])) == 7 and len(patients(seven["unlabelled"])) == 32
     assert {*folds[0].cases["train"]} < {*seven["train"]} < {*folds[2].cases["train"]}
+
+
+@pytest.mark.parametrize("name", ["acdc", "hippocampus", "liver", "glas"])
+def test_copies_are_the_patients_whose_images_another_has(name):
+    from bench.datasets import DATASETS
+
+    from nnunetv2_plgcl.datasets.groups import group_cases
+
+    folder = SHARED_ACDC.with_name(name)
+    if not folder.is_dir():
+        pytest.skip(f"no data in {folder}")
+    train = json.loads((folder / "split.json").read_text())["train"]
+    seen, copies = set(), set()
+    for patient, cases in sorted(group_cases(train, DATASETS[name].patient).items()):
+        pixels = set()
+        for case in cases:
+            (file,) = (folder / "imagesTr").glob(f"{case}_0000.*")
+            image = sitk.GetArrayFromImage(sitk.ReadImage(file))
+            pixels.add(hash(image.tobytes()))
+        if pixels & seen:
+            copies.add(patient)
+        seen |= pixels
+    assert copies == DATASETS[name].copies
 
 
 def test_half_resolution_configuration_is_what_nnunet_would_plan_for_such_images():

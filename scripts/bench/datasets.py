@@ -61,12 +61,14 @@ class BenchDataset:
         patient: regular expression of what in a case's name is the patient.
         base: nnU-Net's own configuration, for a GPU.
         cpu: configurations for a CPU by name, the default first.
+        copies: patients whose images are another patient's too.
     """
 
     folder: str
     patient: str
     base: str
     cpu: dict[str, CpuConfiguration]
+    copies: frozenset[str] = frozenset()
 
     @property
     def number(self) -> int:
@@ -82,6 +84,7 @@ DATASETS = {
             # whole slices of median size, as nnU-Net's own patch at half the resolution
             "2d_half": CpuConfiguration((2, 2), (128, 112), 8, 5, 2, 4_000),
         },
+        frozenset({"patient076"}),  # patient074's
     ),
     "hippocampus": BenchDataset(
         "Dataset004_Hippocampus", r".+", "3d_fullres",

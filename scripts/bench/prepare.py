@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -39,7 +40,7 @@ class Fold:
     cases: dict[str, list[str]]
 
 
-def make_folds(split: dict, patient: str) -> list[Fold]:
+def make_folds(split: dict, patient: str, copies: Collection[str] = ()) -> list[Fold]:
     """All folds of a dataset: validation and development, for each number of labelled patients.
 
     Patients of the development split are drawn by ``make_split`` with seed 0. They are labelled
@@ -48,6 +49,8 @@ def make_folds(split: dict, patient: str) -> list[Fold]:
     Args:
         split: content of split.json: cases of "train" and "val", and of "labelled" by number.
         patient: regular expression.
+        copies: patients left out of the development split, where their images would be on two
+            sides.
     """
     train, val = sorted(split["train"]), sorted(split["val"])
     numbers = sorted(split["labelled"], key=int)
@@ -57,9 +60,11 @@ def make_folds(split: dict, patient: str) -> list[Fold]:
         unlabelled = sorted(set(train) - set(labelled))
         folds.append(Fold("val", number, {"train": labelled, "val": val, "unlabelled": unlabelled}))
     folds.append(Fold("val", ALL, {"train": train, "val": val}))
-    to_look_at = round(DEVELOPMENT_SHARE * len(group_cases(train, patient)))
+    groups = group_cases(train, patient)
+    own = [case for name, cases in groups.items() if name not in copies for case in cases]
+    to_look_at = round(DEVELOPMENT_SHARE * len(group_cases(own, patient)))
     for number in numbers:
-        (cases,) = make_split(train, int(number), to_look_at, group_by=patient)
+        (cases,) = make_split(own, int(number), to_look_at, group_by=patient)
         folds.append(Fold("dev", number, cases))
     everything = sorted(cases["train"] + cases["unlabelled"])
     folds.append(Fold("dev", ALL, {"train": everything, "val": cases["val"]}))
