@@ -21,6 +21,7 @@ from nnunetv2_plgcl.semisupervised.loaders import UnlabelledDataset
 from nnunetv2_plgcl.semisupervised.losses import label_manager_with_ignore
 from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings
 from nnunetv2_plgcl.settings import setting
+from nnunetv2_plgcl.workers import one_line
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,14 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
             self.inference_allowed_mirroring_axes,
         )
 
-        def label(case: str) -> np.ndarray:
-            image = volumes.image_of(
-                self.dataset_unlabelled, case, self.label_manager.foreground_labels
-            )
+        def label(case: str) -> np.ndarray | None:
+            try:
+                image = volumes.image_of(
+                    self.dataset_unlabelled, case, self.label_manager.foreground_labels
+                )
+            except Exception as error:  # what Blosc2 raises depends on the damage
+                self.heed_unreadable({case: one_line(error)})
+                return None
             logits = predictor.predict_sliding_window_return_logits(image).cpu()
             return volumes.volume_label(
                 logits, self.pseudo_label_manager, keep_largest, self.config.volume_threshold

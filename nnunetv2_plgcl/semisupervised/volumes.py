@@ -70,7 +70,7 @@ def is_connected(masks: Iterable[np.ndarray]) -> bool:
     return True
 
 
-def write_labels(folder: Path, labels: Mapping[str, Callable[[], np.ndarray]]) -> None:
+def write_labels(folder: Path, labels: Mapping[str, Callable[[], np.ndarray | None]]) -> None:
     """Store the pseudo-label (*spatial) of each case in nnU-Net's format. Source: ours.
 
     They lie beside ``folder`` until ``publish``: it is either not there or whole, whatever
@@ -78,12 +78,14 @@ def write_labels(folder: Path, labels: Mapping[str, Callable[[], np.ndarray]]) -
 
     Args:
         folder: where they will be.
-        labels: makes them, case by case.
+        labels: makes them, case by case; None for a case that gets none.
     """
     unfinished = _unfinished(folder)
     unfinished.mkdir(parents=True, exist_ok=True)
     for case, make in labels.items():
-        nnUNetDatasetBlosc2.save_seg(make()[None], str(unfinished / case))
+        label = make()
+        if label is not None:
+            nnUNetDatasetBlosc2.save_seg(label[None], str(unfinished / case))
 
 
 def publish(folder: Path) -> None:
@@ -108,7 +110,8 @@ def _unfinished(folder: Path) -> Path:
 
 
 class PseudoLabelledDataset(UnlabelledDataset):
-    """Unlabelled images with stored pseudo-labels in place of a segmentation.
+    """Unlabelled images with stored pseudo-labels in place of a segmentation; of the cases that
+    have one.
 
     Args:
         folders: where the image of each case lies.
@@ -119,7 +122,8 @@ class PseudoLabelledDataset(UnlabelledDataset):
     def __init__(
         self, folders: Mapping[str, Path], labels: Path, previous: Path | None = None
     ) -> None:
-        super().__init__(folders, previous)
+        labelled = {case: at for case, at in folders.items() if (labels / f"{case}.b2nd").is_file()}
+        super().__init__(labelled, previous)
         self.labels = labels
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
