@@ -45,7 +45,9 @@ raw=$(find_dataset)
 preprocessed=$nnUNet_preprocessed/$(basename "$raw")
 if [ ! -f "$preprocessed/.${config}_complete" ]; then
     # the planner does not run under nnUNet_n_proc_DA=0, which some set for training
-    env -u nnUNet_n_proc_DA nnUNetv2_plan_and_preprocess -d "$number" -c "$config"
+    processes=${nnUNet_def_n_proc:-8} # of which this command knows nothing
+    env -u nnUNet_n_proc_DA nnUNetv2_plan_and_preprocess -d "$number" -c "$config" \
+        -npfp "$processes" -np "$processes"
     touch "$preprocessed/.${config}_complete"
 fi
 if [ -d "$raw/imagesUn" ]; then
