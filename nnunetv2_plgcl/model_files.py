@@ -33,3 +33,14 @@ def read_model_file(file: Path) -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
         raise ValueError(f"{file} is no checkpoint that can be trusted: {reason}") from None
     return content
+
+
+def require_trusted(model_folder: Path, fold: int | str, checkpoint: str) -> None:
+    """For what is handed to nnU-Net's predictor, which runs what a pickle holds.
+
+    Raises:
+        ValueError: see ``read_model_file``.
+    """
+    file = model_folder / f"fold_{fold}" / checkpoint
+    if file.is_file():  # else the predictor says what it misses
+        read_model_file(file)

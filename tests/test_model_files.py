@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_plgcl.evaluation.tsne import features_of_model
 from nnunetv2_plgcl.model_files import read_model_file
+from nnunetv2_plgcl.pseudolabels.predict import MirroredPredictor
 
 
 def test_what_nnunets_checkpoints_hold_is_read(tmp_path):
@@ -37,6 +39,12 @@ def test_code_in_a_model_file_is_not_run(tmp_path):
         write({"network_weights": Harm(harm)}, file)
         with pytest.raises(ValueError, match=r"checkpoint.pth is no checkpoint that can be trust"):
             read_model_file(file)
+        assert not harm.exists()
+    (tmp_path / "fold_0").mkdir()
+    file.rename(tmp_path / "fold_0" / "checkpoint_final.pth")
+    for predict in (MirroredPredictor, features_of_model):
+        with pytest.raises(ValueError, match=r"checkpoint_final.pth is no checkpoint that can be"):
+            predict(tmp_path, 0, torch.device("cpu"))
         assert not harm.exists()
     file.write_bytes(b"PK\3\4 of garbage")
     with pytest.raises(ValueError, match="checkpoint"):

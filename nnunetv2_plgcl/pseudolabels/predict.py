@@ -20,6 +20,8 @@ from nnunetv2.inference.export_prediction import (
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunetv2_plgcl.model_files import require_trusted
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -52,9 +54,11 @@ class MirroredPredictor:
 
     Raises:
         NotImplementedError: second stage of a cascade.
+        ValueError: a checkpoint that holds more than nnU-Net's do.
     """
 
     def __init__(self, model_folder: Path, fold: int | str, device: torch.device) -> None:
+        require_trusted(model_folder, fold, "checkpoint_final.pth")
         self.predictor = nnUNetPredictor(
             use_mirroring=False,
             perform_everything_on_device=device.type == "cuda",
