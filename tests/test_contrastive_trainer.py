@@ -13,10 +13,11 @@ import torch
 from conftest import TINY
 from training import assert_equal_to_the_bit, make_trainer, tiny
 
+from nnunetv2_plgcl.contrast.trainer import nnUNetTrainerContrast
 from nnunetv2_plgcl.semisupervised import log as series
 from nnunetv2_plgcl.trainers import trainer_classes
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
-from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import nnUNetTrainerPLGCL_poster
 from tests.oracles import poster as oracle
 
 DEFAULTS_OF_01 = {
@@ -77,7 +78,7 @@ def test_each_ablation_changes_what_its_name_says_and_trains(prepared, ablation)
     assert trainer.config == trainer.settings_class(**ABLATIONS[ablation])
     log = train(trainer)
     has_contrast = ablation != "noContrast"
-    assert isinstance(trainer, nnUNetTrainerPLGCL) == has_contrast
+    assert isinstance(trainer, nnUNetTrainerContrast) == has_contrast
     assert all((loss > 0) == has_contrast for loss in log["loss_contrastive"])
     assert log["loss_consistency"][-1] > 0
     assert (log["loss_consistency"][0] > 0) == (ablation == "noWarmup")
@@ -141,7 +142,7 @@ def test_every_registered_ablation_is_tested_and_documented():
 @pytest.mark.parametrize("guide", ["entropy", "confidence"])
 def test_with_balanced_sides_every_class_in_the_image_has_its_anchors(prepared, guide):
     settings = {"guide": guide, "balanced_sides": True, "anchors": 32}
-    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, settings)
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL_poster), prepared, settings)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     images, target = trainer.labelled_batch(next(trainer.dataloader_train))
@@ -163,7 +164,7 @@ def test_with_balanced_sides_every_class_in_the_image_has_its_anchors(prepared, 
 )
 def test_choices_combine(prepared, guide, embedding, expectation):
     settings = {"guide": guide, "embedding": embedding, "expectation": expectation}
-    log = train(make_trainer(tiny(nnUNetTrainerPLGCL, 2, 2), prepared, settings))
+    log = train(make_trainer(tiny(nnUNetTrainerPLGCL_poster, 2, 2), prepared, settings))
     assert log["loss_contrastive"][-1] > 0
     assert all(sum(counts) > 0 for counts in log[series.PATCHES])
 
@@ -171,7 +172,7 @@ def test_choices_combine(prepared, guide, embedding, expectation):
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
 def test_total_loss_is_the_weighted_sum_and_gamma_ramps_up(prepared, fraction):
     settings = {"contrastive_weight": 2.0, "contrastive_rampup_fraction": fraction}
-    trainer = make_trainer(tiny(nnUNetTrainerPLGCL, epochs=2), prepared, settings)
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL_poster, epochs=2), prepared, settings)
     steps = []
 
     def finish_step(patches_per_class=None, **losses):
@@ -192,11 +193,12 @@ def test_cutmix_keeps_images_features_and_pseudo_labels_of_both_networks_aligned
     prepared, embedding
 ):
     settings = {"cutmix_probability": 1.0, "warmup_fraction": 0.0, "embedding": embedding}
-    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, settings)
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL_poster), prepared, settings)
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     batch = next(trainer.dataloader_train)
-    weak, strong = trainer.unlabelled_views(like=batch["data"])
+    unlabelled = trainer.unlabelled_batch(like=batch["data"])
+    weak, strong = unlabelled.weak, unlabelled.strong[0]
     labelled = len(batch["data"])
     seen = {}
 
@@ -208,7 +210,7 @@ def test_cutmix_keeps_images_features_and_pseudo_labels_of_both_networks_aligned
         seen["images"] = images
         return type(trainer).student_logits(trainer, images)
 
-    trainer.unlabelled_views = lambda like: (weak, strong)
+    trainer.unlabelled_batch = lambda like: unlabelled
     trainer.draw_windows, trainer.student_logits = draw_windows, student_logits
     plain = trainer.pseudo_label(weak)
     plain_features = trainer.teacher_features.take() if embedding == "feature" else []
@@ -229,7 +231,7 @@ def test_cutmix_keeps_images_features_and_pseudo_labels_of_both_networks_aligned
 def test_consistency_with_dice_and_a_threshold(prepared, target):
     settings = {"consistency_loss": "dice_cross_entropy", "consistency_target": target,
                 "confidence_threshold": 0.3, "cutmix_probability": 0.5}  # fmt: skip
-    log = train(make_trainer(tiny(nnUNetTrainerPLGCL), prepared, settings))
+    log = train(make_trainer(tiny(nnUNetTrainerPLGCL_poster), prepared, settings))
     assert log["loss_consistency"][0] == 0 and log["loss_consistency"][-1] != 0
 
 
@@ -239,7 +241,7 @@ def test_without_weight_on_the_contrast_it_is_the_mean_teacher_of_the_same_seed(
     weights = []
     for trainer_class, settings in (
         (nnUNetTrainerMeanTeacher, {}),
-        (nnUNetTrainerPLGCL, {"contrastive_weight": 0, "guide": guide}),
+        (nnUNetTrainerPLGCL_poster, {"contrastive_weight": 0, "guide": guide}),
     ):
         trainer = make_trainer(
             tiny(trainer_class), prepared, {"cutmix_probability": 0.5, **settings}
@@ -250,13 +252,13 @@ def test_without_weight_on_the_contrast_it_is_the_mean_teacher_of_the_same_seed(
 
 
 def test_several_feature_stages(prepared):
-    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"feature_stages": [-1, 0]})
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL_poster), prepared, {"feature_stages": [-1, 0]})
     assert train(trainer)["loss_contrastive"][-1] > 0
     assert trainer.head.hidden.in_features == 32 + 8
 
 
 def test_a_stage_that_the_network_lacks_is_refused_at_the_start(prepared):
-    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"feature_stages": [3]})
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL_poster), prepared, {"feature_stages": [3]})
     with pytest.raises(ValueError, match=r"stages must be one or more in \[-3, 2\].*\(3,\)"):
         trainer.run_training()
 
@@ -282,7 +284,7 @@ def test_crops_train_the_encoder_in_three_dimensions(prepared):
 
 @pytest.mark.parametrize("embedding", ["feature", "crop"])
 def test_the_contrastive_loss_reaches_the_student_and_never_the_teacher(prepared, embedding):
-    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"embedding": embedding})
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL_poster), prepared, {"embedding": embedding})
     gradients = []
 
     def contrastive_loss(*arguments):
@@ -300,7 +302,7 @@ def test_the_contrastive_loss_reaches_the_student_and_never_the_teacher(prepared
 
 @pytest.mark.parametrize("embedding", ["feature", "crop"])
 def test_the_teacher_embeds_with_its_own_encoder_and_head(prepared, embedding):
-    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"embedding": embedding})
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL_poster), prepared, {"embedding": embedding})
     trainer.run_training()
     image = torch.randn(2, 1, 48, 48)
     confidence = torch.softmax(torch.randn(2, 4, 48, 48), 1)
@@ -331,7 +333,7 @@ def test_the_teacher_embeds_with_its_own_encoder_and_head(prepared, embedding):
 
 def test_one_class_alone_gives_no_contrast_and_is_said_once(prepared):
     """Labelled images of background, and a warm-up that lasts: nothing to compare with."""
-    trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared, {"warmup_fraction": 1.0})
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL_poster), prepared, {"warmup_fraction": 1.0})
 
     def background(target):
         maps = torch.zeros_like(target[0]).expand(-1, 4, -1, -1).clone().float()
@@ -353,7 +355,7 @@ def test_lambda_of_the_closed_form_grows_linearly_to_its_end(prepared, monkeypat
         seen.append(arguments[6])
         return arguments[0].sum() * 0
 
-    module = inspect.getmodule(nnUNetTrainerPLGCL)
+    module = inspect.getmodule(nnUNetTrainerContrast)
     monkeypatch.setattr(module, "closed_form_info_nce", record)
     trainer = make_trainer(tiny(trainer_class("closedForm")), prepared, {"covariance_scale": 3.0})
     trainer.run_training()

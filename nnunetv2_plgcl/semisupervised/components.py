@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from acvl_utils.morphology.morphology_helper import (
     label_with_component_sizes,
     remove_all_but_largest_component,
@@ -119,6 +120,20 @@ def filter_volume(
         mask = region_or_label_to_mask(result, which)
         result[mask & ~rule(mask, confidence)] = replacement
     return result
+
+
+def near(mask: Tensor, margin: Sequence[int]) -> Tensor:
+    """The voxels of a mask and those in a box around each of them.
+
+    Args:
+        mask: (B, C, *spatial), bool, 2 or 3 spatial axes.
+        margin: voxels to each side, one number a spatial axis.
+
+    Returns:
+        as ``mask``.
+    """
+    pool = F.max_pool2d if mask.ndim == 4 else F.max_pool3d
+    return pool(mask.float(), [2 * m + 1 for m in margin], 1, list(margin)) > 0
 
 
 def _confidences(

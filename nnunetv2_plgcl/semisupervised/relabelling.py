@@ -16,10 +16,10 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from torch import distributed as dist
 
 from nnunetv2_plgcl.semisupervised import volumes
-from nnunetv2_plgcl.semisupervised.hard_labels import nnUNetTrainerHardPseudoLabels
 from nnunetv2_plgcl.semisupervised.loaders import UnlabelledDataset
 from nnunetv2_plgcl.semisupervised.losses import label_manager_with_ignore
 from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings
+from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 from nnunetv2_plgcl.settings import setting
 from nnunetv2_plgcl.workers import one_line
 
@@ -37,15 +37,12 @@ class VolumeSettings(SemiSupervisedSettings):
         "one [rule: nnU-Net's postprocessing; use: ours]",
         choices=("auto", "largest", "none"),
     )
-    volume_threshold: float = setting(
-        0.7, "voxels of volumes where the teacher is less sure are ignored [ours]", 0, 1
-    )
     volume_mirroring: bool = setting(
         False, "average over mirrored images; takes 2 (one axis) to 8 times as long [ours]"
     )
 
 
-class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
+class nnUNetTrainerRelabelling(nnUNetTrainerSemiSupervised):
     """Serves stored pseudo-labels of volumes as ``unlabelled_batch(...).target``.
 
     At equal distances in the second stage the teacher predicts every unlabelled volume with
@@ -53,27 +50,27 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
     the training's results, so that trainings do not disturb one another and the preprocessed data
     stay as they are. They are named after their epoch, and what was interrupted is made again by
     the same weights: a continued training repeats an undisturbed one.
-
-    Raises, before training starts and beyond its parent's:
-        ValueError: no warm-up, so that there is no teacher to label volumes.
     """
 
     config: VolumeSettings
+    least_confidence: float = 0.0  # of a voxel's decision, which is ignored where it has less
 
     def initialize(self) -> None:
-        if self.warmup_epochs == 0:
-            raise ValueError(
-                'Volumes are labelled by a teacher that has learnt something: set "warmup_fraction"'
-                " above 0 and train more than one epoch."
-            )
         super().initialize()
         self.pseudo_label_manager = label_manager_with_ignore(self)
+
+    @property
+    def labels_volumes(self) -> bool:
+        """Whether anything is gained by it."""
+        return True
 
     def on_train_start(self) -> None:
         if self.local_rank == 0:  # an earlier training's, or from after the checkpoint
             volumes.discard(self._labels_folder, self.current_epoch)
         self._barrier()
         super().on_train_start()
+        if not self.labels_volumes:
+            return
         shapes = [
             self.dataset_unlabelled.load_case(case)[0].shape[1:]
             for case in self.dataset_unlabelled.identifiers
@@ -99,6 +96,8 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
     @property
     def stage(self) -> int:
         """0 in warm-up, then how often the volumes were labelled."""
+        if not self.labels_volumes:
+            return super().stage
         return sum(epoch <= self.current_epoch for epoch in self.refresh_epochs)
 
     @property
@@ -106,6 +105,8 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
         return Path(self.output_folder) / "pseudo_labels"
 
     def _unlabelled_target_transforms(self) -> dict[str, Any]:
+        if not self.labels_volumes:
+            return super()._unlabelled_target_transforms()
         manager = self.pseudo_label_manager
         return {
             "deep_supervision_scales": self._get_deep_supervision_scales(),
@@ -114,6 +115,8 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
         }
 
     def _unlabelled_for_loader(self) -> UnlabelledDataset:
+        if not self.labels_volumes:
+            return super()._unlabelled_for_loader()
         folder = volumes.folder_of_epoch(self._labels_folder, self.refresh_epochs[self.stage - 1])
         if not folder.is_dir():
             self._label_volumes(folder)
@@ -123,7 +126,7 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
 
     def _label_volumes(self, folder: Path) -> None:
         begun = time.time()
-        keep_largest = self._keeps_largest
+        keep_largest = self.keeps_largest
         predictor = nnUNetPredictor(
             use_mirroring=self.config.volume_mirroring, device=self.device, allow_tqdm=False
         )
@@ -147,7 +150,7 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
                 return None
             logits = predictor.predict_sliding_window_return_logits(image).cpu()
             return volumes.volume_label(
-                logits, self.pseudo_label_manager, keep_largest, self.config.volume_threshold
+                logits, self.pseudo_label_manager, keep_largest, self.least_confidence
             )
 
         ranks = dist.get_world_size() if self.is_ddp else 1
@@ -164,7 +167,8 @@ class nnUNetTrainerRelabelling(nnUNetTrainerHardPseudoLabels):
         )
 
     @cached_property
-    def _keeps_largest(self) -> bool:
+    def keeps_largest(self) -> bool:
+        """Whether components of the foreground other than the largest are taken for islands."""
         if self.config.component_filter != "auto":
             return self.config.component_filter == "largest"
         labelled, _ = self.get_tr_and_val_datasets()

@@ -149,6 +149,21 @@ def ignore_where(target: Tensor, where: Tensor, num_classes: int, exclusive: boo
     return torch.cat((regions & ~where, ignored | where), 1)
 
 
+def background_where(probabilities: Tensor, where: Tensor, exclusive: bool) -> Tensor:
+    """Confidence maps that say background, without doubt, in these voxels.
+
+    Args:
+        probabilities: (B, K, *spatial).
+        where: (B, 1, *spatial), bool.
+        exclusive: classes exclude one another, background first; otherwise regions, of which
+            background is in none.
+    """
+    maps = probabilities.masked_fill(where, 0)
+    if exclusive:
+        maps[:, :1].masked_fill_(where, 1)
+    return maps
+
+
 def foreground_masks(target: Tensor, num_classes: int, exclusive: bool) -> Tensor:
     """Where each class or region is.
 

@@ -12,6 +12,7 @@ from nnunetv2_plgcl.semisupervised.components import (
     filter_patches,
     filter_volume,
     largest,
+    near,
 )
 from nnunetv2_plgcl.semisupervised.targets import class_probabilities, hard_target
 
@@ -118,6 +119,17 @@ def test_unsure_components_of_volumes_go(replacement):
     assert (expected != segmentation).any()
     ours = filter_volume(segmentation, p[0].numpy(), RULES["confident"], [1, 2], False, replacement)
     assert np.array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(("shape", "margin"), [((9, 11), [2, 0]), ((5, 6, 7), [0, 1, 2])])
+def test_near_is_a_box_around_each_voxel(shape, margin):
+    mask = torch.rand(2, 1, *shape) < 0.05
+    expected = torch.zeros_like(mask)
+    for image, _, *voxel in mask.nonzero().tolist():
+        box = [slice(max(0, v - m), v + m + 1) for v, m in zip(voxel, margin, strict=True)]
+        expected[(image, 0, *box)] = True
+    assert mask.any() and not expected.all()
+    assert torch.equal(near(mask, margin), expected)
 
 
 @pytest.mark.parametrize("rule", RULES)

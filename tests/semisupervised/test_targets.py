@@ -7,6 +7,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_plgcl.semisupervised.targets import (
     UNKNOWN,
     at_every_resolution,
+    background_where,
     class_probabilities,
     class_shares,
     confidence,
@@ -96,6 +97,18 @@ def test_more_can_be_ignored_later(exclusive):
     after = ignore_where(before, where, 3, exclusive)
     assert torch.equal(after, hard_target(maps, exclusive, 0.7))
     assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_background_is_certain_where_it_is_said_to_be(exclusive):
+    maps = probability_maps(exclusive)
+    before, where = maps.clone(), torch.rand(len(maps), 1, *maps.shape[2:]) < 0.5
+    said = background_where(maps, where, exclusive)
+    assert torch.equal(maps, before), "its argument stays as it is"
+    certain = torch.tensor([1.0, 0, 0]) if exclusive else torch.zeros(3)
+    for image, voxel, values in voxels(maps):
+        expected = certain if where[(image, 0, *voxel)] else torch.tensor(values)
+        assert torch.equal(said[(image, slice(None), *voxel)], expected)
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

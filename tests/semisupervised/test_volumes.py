@@ -173,4 +173,4 @@ def test_without_warm_up_there_is_no_teacher_to_label_volumes(prepared):
 def test_the_filter_follows_the_labelled_cases(prepared, setting, keeps):
     trainer = make_trainer(nnUNetTrainerVolumePseudoLabels, prepared, {"component_filter": setting})
     trainer.dataset_class = nnUNetDatasetBlosc2
-    assert trainer._keeps_largest == keeps
+    assert trainer.keeps_largest == keeps

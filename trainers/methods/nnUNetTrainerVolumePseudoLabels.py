@@ -2,16 +2,22 @@ from dataclasses import dataclass
 
 import torch
 
+from nnunetv2_plgcl.semisupervised.hard_labels import nnUNetTrainerHardPseudoLabels
 from nnunetv2_plgcl.semisupervised.relabelling import VolumeSettings, nnUNetTrainerRelabelling
 from nnunetv2_plgcl.semisupervised.settings import StrongViewSettings
+from nnunetv2_plgcl.settings import setting
 
 
 @dataclass(frozen=True)
 class VolumePseudoLabelsSettings(VolumeSettings, StrongViewSettings):
     """Those of labelled volumes, and of the strong view that learns from them."""
 
+    volume_threshold: float = setting(
+        0.7, "voxels of volumes where the teacher is less sure are ignored [ours]", 0, 1
+    )
 
-class nnUNetTrainerVolumePseudoLabels(nnUNetTrainerRelabelling):
+
+class nnUNetTrainerVolumePseudoLabels(nnUNetTrainerRelabelling, nnUNetTrainerHardPseudoLabels):
     """Iterated pseudo-labelling inside one training, as users of nnU-Net do it by hand.
 
     The usual way (among others the winners of FLARE 2022) trains, predicts all unlabelled volumes,
@@ -19,10 +25,22 @@ class nnUNetTrainerVolumePseudoLabels(nnUNetTrainerRelabelling):
     times within one training, false islands are taken off where they can be seen, in the whole
     volume, and unsure voxels are ignored. The student learns from the strong view, in one call of
     nnU-Net's loss with the labelled patches, of which every batch keeps its share.
+
+    Raises, before training starts and beyond its parent's:
+        ValueError: no warm-up, so that there is no teacher to label volumes.
     """
 
     settings_class = VolumePseudoLabelsSettings
     config: VolumePseudoLabelsSettings
+
+    def initialize(self) -> None:
+        if self.warmup_epochs == 0:
+            raise ValueError(
+                'Volumes are labelled by a teacher that has learnt something: set "warmup_fraction"'
+                " above 0 and train more than one epoch."
+            )
+        super().initialize()
+        self.least_confidence = self.config.volume_threshold
 
     def train_step(self, batch: dict) -> dict:
         images, target = self.labelled_batch(batch)
