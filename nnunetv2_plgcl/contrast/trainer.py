@@ -134,7 +134,7 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         self.optimizer.add_param_group({"params": list(self.head.parameters())})
         self.positives = ClassMemory(classes, config.memory_length).to(self.device)
         self.negatives = ClassMemory(classes, config.memory_length).to(self.device)
-        guide = GUIDES[config.guide]
+        guide: Any = GUIDES[config.guide]
         self.guide = guide(config.balanced_sides) if guide.two_sided else guide()
         # of its own, so that the mean teacher sees the same batches with the same seed
         self.window_generator = torch.Generator(self.device)

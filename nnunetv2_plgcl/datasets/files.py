@@ -59,8 +59,8 @@ def read_split(file: Path) -> list[dict[str, list[str]]]:
     """What a ``splits_final.json`` holds; nothing where there is no file.
 
     Raises:
-        ValueError: it is damaged, no list of folds with lists of cases, or a part of a fold has
-            another name, such as "unlabeled", that plain reading would pass over.
+        ValueError: it is damaged, no list of folds with lists of cases, a case is a path, or a part
+            of a fold has another name, such as "unlabeled", that plain reading would pass over.
     """
     if not file.is_file():
         return []
@@ -79,7 +79,24 @@ def read_split(file: Path) -> list[dict[str, list[str]]]:
             cases = fold.get(part, [] if part == "unlabelled" else None)
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise ValueError(f'{file}: "{part}" of fold {number} is no list of case names.')
+            for case in cases:
+                if re.search(r"[/\\]", case) or case in ("", ".", ".."):
+                    raise ValueError(
+                        f'{file}: "{case}" in "{part}" of fold {number} is no case name, but a '
+                        f"path. Write the name alone, without folder, channel and file ending."
+                    )
     return split
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """The path of what a JSON file says lies in a folder; links in it may lead where they like.
+
+    Raises:
+        ValueError: it lies elsewhere.
+    """
+    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise ValueError(f"{relative} is not in {folder}.")
+    return folder / relative
 
 
 def _part_like(key: str) -> str | None:
@@ -254,7 +271,12 @@ def label_manager(dataset: Mapping[str, Any]) -> LabelManager:
             order = [max(v) for v in map(values_of, foreground) if v != {0}]
         return LabelManager(dict(dataset["labels"]), order)
     except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f'nnU-Net refuses "labels" in dataset.json: {one_line(error)}') from error
+        hint = ""
+        if all(str(name).isdecimal() for name in dataset.get("labels") or ["not"]):
+            hint = ' They are written as for nnU-Net v1: turn {"1": "name"} round, {"name": 1}.'
+        raise ValueError(
+            f'nnU-Net refuses "labels" in dataset.json: {one_line(error)}.{hint}'
+        ) from error
 
 
 def values_of(label: Any) -> set[int]:

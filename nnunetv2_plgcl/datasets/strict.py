@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.files import dataset_number, read_json, read_split, write_json
+from nnunetv2_plgcl.datasets.files import dataset_number, inside, read_json, read_split, write_json
 from nnunetv2_plgcl.datasets.raw import companions, labelled_images
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
 
@@ -73,12 +73,12 @@ def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
         The cases.
 
     Raises:
-        ValueError: no labels are hidden; a file would be replaced.
+        ValueError: no labels are hidden; a file would be replaced, or lies outside the dataset.
     """
     if not is_strict(raw):
         raise ValueError(f"No labels in {raw} are hidden, so there is nothing to undo.")
     journal: dict[str, Any] = read_json(raw / JOURNAL)
-    moves = [(raw / source, raw / target) for source, target in journal["moves"]]
+    moves = [(inside(raw, source), inside(raw, target)) for source, target in journal["moves"]]
     for source, target in moves:
         if source.exists() and target.exists():
             raise ValueError(f"{source} and {target} are both there: move one away.")

@@ -215,6 +215,7 @@ def test_a_pattern_noted_for_names_that_have_changed(prepared, capsys):
         ("[{", "is damaged, it is not JSON"),
         ('{"train": []}', "is no list of folds"),
         ('[{"val": []}]', '"train" of fold 0 is no list of case names'),
+        ('[{"train": ["../a"], "val": []}]', '"../a" in "train" of fold 0 is no case name, but a'),
         ('[{"train": [], "val": [], "unlabelled": "abc"}]', '"unlabelled" of fold 0 is no list'),
     ],
 )

@@ -180,6 +180,18 @@ def test_a_target_that_cannot_be_written_leaves_everything_as_it_was(prepared, r
     assert tree(raw) == before and after == split_before
 
 
+@pytest.mark.parametrize("elsewhere", ["../elsewhere/a.nii.gz", "/elsewhere/a.nii.gz"])
+def test_nothing_outside_the_dataset_is_moved_back(prepared, raw, elsewhere):
+    split(*STRICT)
+    journal = json.loads((raw / strict.JOURNAL).read_text())
+    journal["moves"][0][0] = elsewhere
+    (raw / strict.JOURNAL).write_text(json.dumps(journal))
+    before = tree(raw)
+    with pytest.raises(SystemExit, match="elsewhere/a.nii.gz is not in "):
+        split("--undo")
+    assert tree(raw) == before
+
+
 @pytest.mark.parametrize("moved", [0, 3, 7, 12])
 def test_an_interruption_can_be_undone(prepared, raw, monkeypatch, moved):
     before = tree(raw)

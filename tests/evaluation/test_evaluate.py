@@ -218,7 +218,9 @@ def test_labels_as_people_write_them(folders, in_this_process, capsys, labels, c
     dataset = json.loads((folders / "raw" / "dataset.json").read_text())
     (folders / "raw" / "dataset.json").write_text(json.dumps({**dataset, "labels": labels}))
     if classes is None:
-        assert 'nnU-Net refuses "labels"' in failure(folders)
+        message = failure(folders)
+        assert 'nnU-Net refuses "labels"' in message
+        assert ("nnU-Net v1" in message) == ("0" in labels)
         return
     summary = run(folders)
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
