@@ -45,6 +45,8 @@ class Settings:
     Attributes:
         published: values of the public code of the method, which ``"preset": "published"`` takes
             in place of the defaults.
+        earlier: what a checkpoint was trained with that notes no value of a setting, as it is from
+            before the setting, or from before settings were noted.
 
     Raises:
         TypeError: a value has the wrong type.
@@ -52,6 +54,7 @@ class Settings:
     """
 
     published: ClassVar[Mapping[str, Any]] = {}
+    earlier: ClassVar[Mapping[str, Any]] = {}
 
     seed: int = setting(0, "seeds weights, loaders and sampling, anew each epoch [ours]", 0)
     preset: str = setting(

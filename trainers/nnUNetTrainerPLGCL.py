@@ -1,4 +1,6 @@
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,6 +18,12 @@ from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import (
 @dataclass(frozen=True)
 class PLGCLSettings(VolumeSettings, PosterSettings):
     """The poster's, how volumes clean the pseudo-labels, and a shorter memory."""
+
+    earlier: ClassVar[Mapping[str, Any]] = {
+        "component_filter": "none",
+        "memory_length": 4096,
+        "memory_draws": 0,
+    }
 
     memory_length: int = setting(1024, "embeddings remembered per class and side [ours]", 1)
     memory_draws: int = setting(

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunetv2_plgcl import record
@@ -160,7 +161,7 @@ class ResumableTraining(SemiSupervisedStep):
             self.initialize()
         self._loaded = filename_or_checkpoint
         self.current_epoch = checkpoint["current_epoch"]
-        self._record = checkpoint.get(record.RECORD_KEY, {})
+        self._record = self._noted_in(checkpoint)
         labelled, validation = self.do_split()
         self._note({"labelled": labelled, "validation": validation})
         try:
@@ -174,6 +175,16 @@ class ResumableTraining(SemiSupervisedStep):
     # ---- what the training was given ---------------------------------------------------------
 
     _loaded: str | None = None
+
+    def _noted_in(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """The checkpoint's record, with the settings of its time where it notes none."""
+        noted = dict(checkpoint.get(record.RECORD_KEY, {}))
+        plans = PlansManager(checkpoint["init_args"]["plans"])
+        configuration = plans.get_configuration(self.configuration_name).configuration
+        earlier = self.config.earlier
+        in_plans = {k: v for k, v in configuration.get(PLANS_KEY, {}).items() if k in earlier}
+        settings = {**earlier, **in_plans, **noted.get("settings", {})}
+        return {**noted, "settings": settings} if settings else noted
 
     def _note(self, cases: dict[str, list[str]]) -> None:
         """Compare with what the loaded checkpoint notes, then note it.

@@ -11,6 +11,7 @@ from nnunetv2_plgcl.evaluation import runs
 from nnunetv2_plgcl.evaluation.folds import Fold
 from nnunetv2_plgcl.evaluation.refuse import require_split
 from nnunetv2_plgcl.record import differences, read_record
+from nnunetv2_plgcl.semisupervised.state import write_atomically
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 TRAINER = tiny(nnUNetTrainerPLGCL, 3, 1)
@@ -50,6 +51,24 @@ def test_other_settings_and_plans_are_refused_by_name(prepared, interrupted):
     with pytest.raises(ValueError, match="another training: epochs was 3, is 5"):
         make_trainer(tiny(nnUNetTrainerPLGCL, 5, 1), prepared).load_checkpoint(interrupted)
     make_trainer(TRAINER, prepared).load_checkpoint(interrupted)
+
+
+@pytest.mark.parametrize("noted", [{}, {"settings": {"memory_length": 64, "memory_draws": 0}}])
+def test_a_training_from_before_islands_were_removed_goes_on_without(prepared, noted):
+    """Version 0.1 noted no settings, 0.2 those that it had."""
+    settings = {"component_filter": "none", "memory_length": 64, "memory_draws": 0}
+    trainer = make_trainer(TRAINER, prepared, {"memory_length": 64})
+    trainer.initialize()
+    file = f"{trainer.output_folder}/checkpoint_latest.pth"
+    trainer.save_checkpoint(file)
+    checkpoint = torch.load(file, weights_only=False)
+    checkpoint["plgcl_record"] = noted
+    write_atomically(checkpoint, file)
+    with pytest.raises(
+        ValueError, match="component_filter was 'none', is 'auto'.*memory_draws was"
+    ):
+        make_trainer(TRAINER, prepared, {"memory_length": 64}).load_checkpoint(file)
+    make_trainer(TRAINER, prepared, settings).load_checkpoint(file)
 
 
 def test_other_cases_are_refused_by_name(prepared, interrupted):
