@@ -38,7 +38,10 @@ def test_three_dimensions(prepared):
         "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
     }
     of_3d = {**of_2d, "arch_kwargs": arguments}
-    trainer, log = train(prepared, patch_size=[8, 40, 32], batch_size=2, architecture=of_3d)
+    spacing = [10.0, *prepared.plans()["configurations"][TINY]["spacing"]]
+    trainer, log = train(
+        prepared, spacing=spacing, patch_size=[8, 40, 32], batch_size=2, architecture=of_3d
+    )
     assert all(sum(counts) > 0 for counts in log[series.PATCHES])
     assert trainer.labelled_batch_size == 1
 
