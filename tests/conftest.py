@@ -58,7 +58,7 @@ class Prepared:
             **{f"nnUNet_{f}": str(self.base / f"nnUNet_{f}") for f in
                ("raw", "preprocessed", "results")},
             "nnUNet_n_proc_DA": "0",
-            "nnUNet_def_n_proc": "2",
+            "nnUNet_def_n_proc": "1",
         }  # fmt: skip
 
 
