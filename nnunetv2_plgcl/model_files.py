@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 # beside tensors and plain values nnU-Net's checkpoints hold numbers and arrays of NumPy
 _NUMPY: list[Any] = [
@@ -35,8 +38,11 @@ def read_model_file(file: Path) -> dict[str, Any]:
     return content
 
 
-def require_trusted(model_folder: Path, fold: int | str, checkpoint: str) -> None:
-    """For what is handed to nnU-Net's predictor, which runs what a pickle holds.
+def load_model(
+    predictor: nnUNetPredictor, model_folder: Path, fold: int | str, checkpoint: str
+) -> None:
+    """Hand a model to nnU-Net's predictor, which runs what a pickle holds, once it has been looked
+    at.
 
     Raises:
         ValueError: see ``read_model_file``.
@@ -44,3 +50,4 @@ def require_trusted(model_folder: Path, fold: int | str, checkpoint: str) -> Non
     file = model_folder / f"fold_{fold}" / checkpoint
     if file.is_file():  # else the predictor says what it misses
         read_model_file(file)
+    predictor.initialize_from_trained_model_folder(str(model_folder), (fold,), checkpoint)

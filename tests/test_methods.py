@@ -14,6 +14,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from training import (
     assert_equal_to_the_bit,
     command_environment,
+    keep_latest,
     make_trainer,
     nnunet_command,
     tiny,
@@ -99,13 +100,7 @@ def trained(request, prepared_once, tmp_path_factory):
             return make_trainer(tiny(method(request.param), 3, 2), prepared, settings, **changed)
 
         trainer, latest = make(), base / "latest.pth"
-
-        def on_epoch_start():
-            type(trainer).on_epoch_start(trainer)
-            if trainer.current_epoch == 2:
-                shutil.copy(Path(trainer.output_folder) / "checkpoint_latest.pth", latest)
-
-        trainer.on_epoch_start = on_epoch_start
+        keep_latest(trainer, 2, latest)
         trainer.run_training()
         model = Path(trainer.output_folder_base)
         yield SimpleNamespace(

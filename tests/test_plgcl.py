@@ -1,12 +1,11 @@
 """What ``nnUNetTrainerPLGCL`` adds to the poster: pseudo-labels without islands."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 import scipy.ndimage
 import torch
-from training import assert_equal_to_the_bit, make_trainer, tiny
+from training import assert_equal_to_the_bit, keep_latest, make_trainer, tiny
 
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import nnUNetTrainerPLGCL_poster
@@ -50,9 +49,7 @@ def test_where_no_component_is_removed_it_is_the_poster(prepared, settings):
     memory = {"memory_length": 64, "memory_draws": 0}
     results = []
     for trainer_class in (nnUNetTrainerPLGCL, nnUNetTrainerPLGCL_poster):
-        own = settings if trainer_class is nnUNetTrainerPLGCL else {}
-        both = {key: value for key, value in settings.items() if key == "warmup_fraction"}
-        trainer = make_trainer(tiny(trainer_class, 2, 2), prepared, {**memory, **both, **own})
+        trainer = make_trainer(tiny(trainer_class, 2, 2), prepared, {**memory, **settings})
         trainer.run_training()
         assert not (Path(trainer.output_folder) / "pseudo_labels").exists()
         results.append(trainer.student.state_dict())
@@ -62,13 +59,7 @@ def test_where_no_component_is_removed_it_is_the_poster(prepared, settings):
 def test_continued_inside_the_second_stage_it_ends_in_the_same_bits(prepared):
     trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 4, 2), prepared, {"refreshes": 2})
     kept = prepared.base / "kept.pth"
-
-    def on_epoch_start():
-        type(trainer).on_epoch_start(trainer)
-        if trainer.current_epoch == 2:
-            shutil.copy(Path(trainer.output_folder) / "checkpoint_latest.pth", kept)
-
-    trainer.on_epoch_start = on_epoch_start
+    keep_latest(trainer, 2, kept)
     trainer.run_training()
     continued = make_trainer(tiny(nnUNetTrainerPLGCL, 4, 2), prepared, {"refreshes": 2})
     continued.load_checkpoint(str(kept))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def make_trainer(
         plans["configurations"][TINY]["plgcl"] = plgcl
     plans["continue_training"] = False
     return trainer_class(plans, TINY, fold, prepared.dataset_json(), torch.device("cpu"))
+
+
+def keep_latest(trainer, epoch: int, file: Path) -> None:
+    """Copy the latest checkpoint of a training that is to run, when this epoch begins."""
+
+    def on_epoch_start():
+        type(trainer).on_epoch_start(trainer)
+        if trainer.current_epoch == epoch:
+            shutil.copy(Path(trainer.output_folder) / "checkpoint_latest.pth", file)
+
+    trainer.on_epoch_start = on_epoch_start
 
 
 EXT_TRAINERS = Path(__file__).parent / "ext_trainers"

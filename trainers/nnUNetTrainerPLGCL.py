@@ -4,20 +4,19 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from nnunetv2_plgcl.contrast.trainer import ContrastSettings
 from nnunetv2_plgcl.semisupervised.components import near
 from nnunetv2_plgcl.semisupervised.relabelling import VolumeSettings, nnUNetTrainerRelabelling
 from nnunetv2_plgcl.semisupervised.step import UnlabelledBatch
 from nnunetv2_plgcl.semisupervised.targets import background_where, foreground_masks
 from nnunetv2_plgcl.settings import setting
-from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import (
-    PosterSettings,
-    nnUNetTrainerPLGCL_poster,
-)
+from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import MeanTeacherSettings
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import nnUNetTrainerPLGCL_poster
 
 
 @dataclass(frozen=True)
-class PLGCLSettings(VolumeSettings, PosterSettings):
-    """The poster's, how volumes clean the pseudo-labels, and a shorter memory."""
+class PLGCLSettings(VolumeSettings, ContrastSettings, MeanTeacherSettings):
+    """Those of contrast and mean teacher, and how volumes clean the pseudo-labels."""
 
     earlier: ClassVar[Mapping[str, Any]] = {
         "component_filter": "none",
@@ -25,13 +24,6 @@ class PLGCLSettings(VolumeSettings, PosterSettings):
         "memory_draws": 0,
     }
 
-    memory_length: int = setting(1024, "embeddings remembered per class and side [ours]", 1)
-    memory_draws: int = setting(
-        256,
-        "remembered embeddings per class and side that a step draws to contrast with, 0 for all "
-        "of them [ours]",
-        0,
-    )
     volume_margin: int = setting(
         4,
         "voxels around a volume's foreground where a pseudo-label may have some too; along axes of "
@@ -58,6 +50,10 @@ class nnUNetTrainerPLGCL(nnUNetTrainerRelabelling, nnUNetTrainerPLGCL_poster):
     @property
     def labels_volumes(self) -> bool:
         return self.keeps_largest and self.warmup_epochs > 0
+
+    def _unlabelled_target_transforms(self) -> dict[str, Any]:
+        # the stored label is looked at in full resolution, it is no target
+        return {**super()._unlabelled_target_transforms(), "deep_supervision_scales": None}
 
     def pseudo_label_of(self, unlabelled: UnlabelledBatch) -> Tensor:
         """The teacher's confidence maps (B, K, *spatial) of the weak view, without islands."""

@@ -30,7 +30,7 @@ from nnunetv2_plgcl.datasets.files import (
 from nnunetv2_plgcl.datasets.raw import images_by_case
 from nnunetv2_plgcl.evaluation.folds import read_fold
 from nnunetv2_plgcl.evaluation.runs import FINAL, LABELLED, PEAK_MEMORY, RECORD, Run, read_record
-from nnunetv2_plgcl.model_files import require_trusted
+from nnunetv2_plgcl.model_files import load_model
 from nnunetv2_plgcl.settings import PLANS_KEY
 from nnunetv2_plgcl.workers import run_logged
 
@@ -174,11 +174,8 @@ def _predict(job: Job, images: str, predictions: str) -> None:
     ending = read_json(job.run.model_folder / "dataset.json")["file_ending"]
     origin = _origin(job.run, images_by_case(Path(images), ending))
     shutil.rmtree(predictions, ignore_errors=True)  # of another model, or not all
-    require_trusted(job.run.model_folder, job.run.fold, FINAL)
     predictor = nnUNetPredictor(device=torch.device(job.device))
-    predictor.initialize_from_trained_model_folder(
-        str(job.run.model_folder), (job.run.fold,), FINAL
-    )
+    load_model(predictor, job.run.model_folder, job.run.fold, FINAL)
     predictor.predict_from_files(
         images, predictions, num_processes_preprocessing=2, num_processes_segmentation_export=2
     )

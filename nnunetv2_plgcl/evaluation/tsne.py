@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from nnunetv2_plgcl.contrast.embedding import EncoderFeatures, FeatureEmbedder
 from nnunetv2_plgcl.contrast.guidance import LowestEntropyGuide
 from nnunetv2_plgcl.contrast.patches import window_statistics
-from nnunetv2_plgcl.model_files import require_trusted
+from nnunetv2_plgcl.model_files import load_model
 
 BATCH = 8  # images encoded at once
 LEAST_POINTS = 4  # below that t-SNE means nothing
@@ -126,9 +126,8 @@ def features_of_model(
     """
     if not (Path(model_folder) / f"fold_{fold}" / checkpoint).is_file():
         raise FileNotFoundError(f"There is no {checkpoint} in {model_folder}/fold_{fold}.")
-    require_trusted(Path(model_folder), fold, checkpoint)
     predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(model_folder), (fold,), checkpoint)
+    load_model(predictor, Path(model_folder), fold, checkpoint)
     # bare: a hook added to a compiled network may not be called
     network = getattr(predictor.network, "_orig_mod", predictor.network).to(device).eval()
     labels, loader = predictor.label_manager, _loader(predictor, cases)

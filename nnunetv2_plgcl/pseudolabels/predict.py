@@ -20,7 +20,7 @@ from nnunetv2.inference.export_prediction import (
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_plgcl.model_files import require_trusted
+from nnunetv2_plgcl.model_files import load_model
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ class MirroredPredictor:
     """
 
     def __init__(self, model_folder: Path, fold: int | str, device: torch.device) -> None:
-        require_trusted(model_folder, fold, "checkpoint_final.pth")
         self.predictor = nnUNetPredictor(
             use_mirroring=False,
             perform_everything_on_device=device.type == "cuda",
@@ -66,9 +65,7 @@ class MirroredPredictor:
             allow_tqdm=False,
         )
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
-            self.predictor.initialize_from_trained_model_folder(
-                str(model_folder), (fold,), "checkpoint_final.pth"
-            )
+            load_model(self.predictor, model_folder, fold, "checkpoint_final.pth")
         configuration = self.predictor.configuration_manager
         if configuration.previous_stage_name is not None:
             raise NotImplementedError(

@@ -133,7 +133,11 @@ def near(mask: Tensor, margin: Sequence[int]) -> Tensor:
         as ``mask``.
     """
     pool = F.max_pool2d if mask.ndim == 4 else F.max_pool3d
-    return pool(mask.float(), [2 * m + 1 for m in margin], 1, list(margin)) > 0
+    box = mask.float()
+    for axis, of_axis in enumerate(margin):  # one after the other: a box of 9^3 is 729 voxels
+        padding = [of_axis if a == axis else 0 for a in range(len(margin))]
+        box = pool(box, [2 * p + 1 for p in padding], 1, padding)
+    return box > 0
 
 
 def _confidences(

@@ -53,11 +53,15 @@ class nnUNetTrainerRelabelling(nnUNetTrainerSemiSupervised):
     """
 
     config: VolumeSettings
-    least_confidence: float = 0.0  # of a voxel's decision, which is ignored where it has less
 
     def initialize(self) -> None:
         super().initialize()
         self.pseudo_label_manager = label_manager_with_ignore(self)
+
+    @property
+    def least_confidence(self) -> float:
+        """Of a voxel's decision; the stored label ignores what has less."""
+        return 0.0
 
     @property
     def labels_volumes(self) -> bool:

@@ -179,12 +179,13 @@ class ResumableTraining(SemiSupervisedStep):
     def _noted_in(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         """The checkpoint's record, with the settings of its time where it notes none."""
         noted = dict(checkpoint.get(record.RECORD_KEY, {}))
+        earlier = self.config.earlier
+        if not earlier:
+            return noted
         plans = PlansManager(checkpoint["init_args"]["plans"])
         configuration = plans.get_configuration(self.configuration_name).configuration
-        earlier = self.config.earlier
         in_plans = {k: v for k, v in configuration.get(PLANS_KEY, {}).items() if k in earlier}
-        settings = {**earlier, **in_plans, **noted.get("settings", {})}
-        return {**noted, "settings": settings} if settings else noted
+        return {**noted, "settings": {**earlier, **in_plans, **noted.get("settings", {})}}
 
     def _note(self, cases: dict[str, list[str]]) -> None:
         """Compare with what the loaded checkpoint notes, then note it.

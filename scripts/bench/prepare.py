@@ -60,11 +60,11 @@ def make_folds(split: dict, patient: str, copies: Collection[str] = ()) -> list[
         unlabelled = sorted(set(train) - set(labelled))
         folds.append(Fold("val", number, {"train": labelled, "val": val, "unlabelled": unlabelled}))
     folds.append(Fold("val", ALL, {"train": train, "val": val}))
-    groups = group_cases(train, patient)
-    own = [case for name, cases in groups.items() if name not in copies for case in cases]
-    to_look_at = round(DEVELOPMENT_SHARE * len(group_cases(own, patient)))
+    own = {name: of for name, of in group_cases(train, patient).items() if name not in copies}
+    cases_of_own = [case for of_patient in own.values() for case in of_patient]
+    to_look_at = round(DEVELOPMENT_SHARE * len(own))
     for number in numbers:
-        (cases,) = make_split(own, int(number), to_look_at, group_by=patient)
+        (cases,) = make_split(cases_of_own, int(number), to_look_at, group_by=patient)
         folds.append(Fold("dev", number, cases))
     everything = sorted(cases["train"] + cases["unlabelled"])
     folds.append(Fold("dev", ALL, {"train": everything, "val": cases["val"]}))

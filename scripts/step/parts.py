@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunetv2_plgcl.contrast.patches import window_statistics
-from nnunetv2_plgcl.contrast.trainer import nnUNetTrainerContrast
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import nnUNetTrainerPLGCL_poster
 
 
 def parts_of(trainer: Any) -> dict[str, Callable[[], object]]:
@@ -20,12 +20,12 @@ def parts_of(trainer: Any) -> dict[str, Callable[[], object]]:
     }
     if hasattr(trainer, "update_teacher"):
         parts["EMA"] = trainer.update_teacher
-    if isinstance(trainer, nnUNetTrainerContrast) and not trainer.guide.needs_similarity:
+    if isinstance(trainer, nnUNetTrainerPLGCL_poster) and not trainer.guide.needs_similarity:
         parts |= _parts_of_contrast(trainer)
     return parts
 
 
-def _parts_of_contrast(trainer: nnUNetTrainerContrast) -> dict[str, Callable[[], object]]:
+def _parts_of_contrast(trainer: nnUNetTrainerPLGCL_poster) -> dict[str, Callable[[], object]]:
     images, target = trainer.labelled_batch(next(trainer.batches))
     weak, strong = trainer.unlabelled_views(like=images)
     mix = trainer.cutmix(strong)

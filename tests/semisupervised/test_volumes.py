@@ -9,7 +9,7 @@ import scipy.ndimage
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from training import assert_equal_to_the_bit, make_trainer, tiny
+from training import assert_equal_to_the_bit, keep_latest, make_trainer, tiny
 
 from nnunetv2_plgcl.semisupervised import volumes
 from nnunetv2_plgcl.trainers.methods.nnUNetTrainerVolumePseudoLabels import (
@@ -139,13 +139,7 @@ def test_volumes_are_labelled_at_equal_distances_and_their_labels_are_never_open
 def test_a_continued_training_repeats_an_undisturbed_one(prepared):
     kept = prepared.base / "kept.pth"
     trainer = trainer_of(prepared)
-
-    def on_epoch_start():
-        type(trainer).on_epoch_start(trainer)
-        if trainer.current_epoch == 2:  # before the labels of this epoch are made
-            shutil.copy(Path(trainer.output_folder) / "checkpoint_latest.pth", kept)
-
-    trainer.on_epoch_start = on_epoch_start
+    keep_latest(trainer, 2, kept)  # before the labels of this epoch are made
     trainer.run_training()
     final = Path(trainer.output_folder) / "checkpoint_final.pth"
     undisturbed = torch.load(final, weights_only=False)

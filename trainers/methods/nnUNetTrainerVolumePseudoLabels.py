@@ -40,7 +40,10 @@ class nnUNetTrainerVolumePseudoLabels(nnUNetTrainerRelabelling, nnUNetTrainerHar
                 " above 0 and train more than one epoch."
             )
         super().initialize()
-        self.least_confidence = self.config.volume_threshold
+
+    @property
+    def least_confidence(self) -> float:
+        return self.config.volume_threshold
 
     def train_step(self, batch: dict) -> dict:
         images, target = self.labelled_batch(batch)
