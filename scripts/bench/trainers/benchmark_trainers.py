@@ -2,9 +2,9 @@
 
 NAME_benchmark is the trainer NAME, wherever nnU-Net finds it, PLGCL_BENCHMARK_ITERATIONS long, with
 a short online validation after each epoch (a curve to look at, no decision follows from it). On a
-CPU with AMX it trains in mixed precision (bfloat16), as nnU-Net does on a GPU, in half the time;
-losses and validation are computed in float32. Without AMX bfloat16 gains nothing, so all of it is
-float32.
+CPU that multiplies bfloat16 (AMX, AVX-512 BF16) it trains in mixed precision, as nnU-Net does on a
+GPU, in half the time; losses and validation are computed in float32. On others bfloat16 gains
+nothing, so all of it is float32.
 """
 
 import os
@@ -25,7 +25,10 @@ SUFFIX = "_benchmark"
 EPOCHS = 50
 CPU_SECONDS = "cpu_seconds"  # of the training iterations of each epoch; in the log
 COMMIT = runpy.run_path(str(Path(__file__).parents[2] / "commit.py"))["commit"]
-HAS_AMX = getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # old PyTorch cannot tell
+HAS_BFLOAT16 = any(
+    getattr(torch.cpu, supported, bool)()  # old PyTorch cannot tell
+    for supported in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+)
 
 
 def _in_float32(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -41,15 +44,15 @@ def _in_float32(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class _MixedPrecision(nnUNetTrainer):
-    """Mixed precision on a CPU with AMX too. To be inherited beside a trainer."""
+    """Mixed precision on a CPU too. To be inherited beside a trainer."""
 
     def _autocast(self, enabled: bool = True) -> torch.autocast:
-        able = self.device.type == "cpu" and HAS_AMX
+        able = self.device.type == "cpu" and HAS_BFLOAT16
         return torch.autocast("cpu", torch.bfloat16, enabled and able)
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
-        if self.device.type == "cpu" and HAS_AMX:
+        if self.device.type == "cpu" and HAS_BFLOAT16:
             loss.forward = _in_float32(loss.forward)
         return loss
 
