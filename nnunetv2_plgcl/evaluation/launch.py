@@ -172,12 +172,17 @@ def _predict(job: Job, images: str, predictions: str) -> None:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     ending = read_json(job.run.model_folder / "dataset.json")["file_ending"]
-    origin = _origin(job.run, images_by_case(Path(images), ending))
+    # by name, not the folder, where nnU-Net would take hidden files for images too
+    cases = images_by_case(Path(images), ending)
+    origin = _origin(job.run, cases)
     shutil.rmtree(predictions, ignore_errors=True)  # of another model, or not all
     predictor = nnUNetPredictor(device=torch.device(job.device))
     load_model(predictor, job.run.model_folder, job.run.fold, FINAL)
     predictor.predict_from_files(
-        images, predictions, num_processes_preprocessing=2, num_processes_segmentation_export=2
+        [[str(file) for file in files] for files in cases.values()],
+        [str(Path(predictions) / case) for case in cases],
+        num_processes_preprocessing=2,
+        num_processes_segmentation_export=2,
     )
     write_json(Path(predictions) / ORIGIN, origin)
 

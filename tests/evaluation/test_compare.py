@@ -145,6 +145,8 @@ def test_predictions_of_test_images_are_compared(copy, tmp_path, capsys):
     for case in copy.split["val"]:
         shutil.copy(raw / "imagesTr" / f"{case}_0000.nii.gz", tmp_path / "images")
         shutil.copy(raw / "labelsTr" / f"{case}.nii.gz", tmp_path / "labels")
+        for file in (f"images/._{case}_0000.nii.gz", f"labels/._{case}.nii.gz"):  # of a Mac
+            (tmp_path / file).write_bytes(b"\0\5\26\7")
     commands.compare(
         arguments(copy.base / "out", "--test", tmp_path / "images", tmp_path / "labels",
                   "-device", "cpu")
@@ -161,7 +163,7 @@ def test_predictions_of_test_images_are_compared(copy, tmp_path, capsys):
     assert not launch.is_predicted(replace(run, seed=1), images, predictions)
     os.utime(run.folder / runs.FINAL)  # as after another training
     assert not launch.is_predicted(run, images, predictions)
-    first, *_ = sorted((tmp_path / "labels").iterdir())
+    first, *_ = sorted((tmp_path / "labels").glob("[!.]*"))
     first.unlink()
     message = failure(copy, "--test", tmp_path / "images", tmp_path / "labels")
     assert first.name.partition(".")[0] in message and "only" in message
