@@ -77,6 +77,8 @@ def leave_interruption() -> None:
 
 def one_line(error: BaseException) -> str:
     """What an error says, without line breaks."""
+    if isinstance(error, KeyError):  # says no more than the key
+        return f"{error} is missing"
     return " ".join(str(error).split()) or type(error).__name__
 
 

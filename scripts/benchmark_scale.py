@@ -63,7 +63,8 @@ def measure(unlabelled: int, folder: Path, processes: int) -> dict[str, float]:
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
     from nnunetv2_plgcl.datasets.check import check_training
-    from nnunetv2_plgcl.datasets.files import read_plans, write_split
+    from nnunetv2_plgcl.datasets.description import read_plans
+    from nnunetv2_plgcl.datasets.files import write_split
     from nnunetv2_plgcl.datasets.preprocess import preprocess_unlabelled
     from nnunetv2_plgcl.datasets.split import make_split
     from nnunetv2_plgcl.datasets.unlabelled import preprocessed_cases, unlabelled_folder

@@ -160,7 +160,9 @@ def test_the_learning_rate_of_a_benchmark_falls_near_zero(iterations, prepared, 
 
 
 @pytest.mark.parametrize("able", [True, False])
-def test_where_a_cpu_can_benchmark_networks_run_in_bfloat16_and_losses_in_float32(able, monkeypatch):
+def test_where_a_cpu_can_benchmark_networks_run_in_bfloat16_and_losses_in_float32(
+    able, monkeypatch
+):
     module = load(TRAINERS / "benchmark_trainers.py")
     monkeypatch.setattr(module, "HAS_BFLOAT16", able)
 

@@ -1,14 +1,17 @@
 """Whatever stands in split, settings and plans: a clear error, or what was asked for."""
 
 import json
+from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
+from conftest import TINY
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from nnunetv2_plgcl import commands
 from nnunetv2_plgcl.datasets.files import read_split
 from nnunetv2_plgcl.datasets.unlabelled import unlabelled_cases
 from nnunetv2_plgcl.record import as_json, differences
@@ -94,6 +97,43 @@ def test_a_record_differs_from_every_other_and_not_from_itself(noted, now):
         assert differences(noted, noted) == []
     if not isinstance(now, dict) and noted["settings"] != other["settings"]:
         assert differences(noted, other)
+
+
+def places(content, at=()):
+    """Where something stands in JSON, from the whole to every leaf."""
+    yield at
+    if isinstance(content, (dict, list)):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from places(value, (*at, key))
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "nnUNetPlans.json", "splits_final.json"])
+def test_whatever_stands_in_a_file_of_nnunet_a_command_ends_in_words(name, prepared, capsys):
+    file = prepared.preprocessed / name
+    whole = json.loads(file.read_text())
+    described = {("configurations", TINY), ("configurations", "2d")}
+    where = [at for at in places(whole) if at[:1] != ("configurations",) or at[:2] in described]
+
+    @hypothesis_settings(quick, max_examples=40, phases=[Phase.generate])
+    @given(at=st.sampled_from(where), value=ANYTHING, remove=st.booleans())
+    def check(at, value, remove):
+        changed = deepcopy(whole) if at else value
+        inner = changed
+        for key in at[:-1]:
+            inner = inner[key]
+        if at and remove:
+            del inner[at[-1]]
+        elif at:
+            inner[at[-1]] = value
+        file.write_text(json.dumps(changed))
+        with pytest.raises(SystemExit) as stopped:
+            commands.check(["-d", "901", "-c", TINY, "-f", "0"])
+        assert "should not have happened" not in str(stopped.value.code)
+        out = capsys.readouterr().out
+        if stopped.value.code == 1:
+            assert "error   " in out
+
+    check()
 
 
 def test_a_trainer_without_settings_has_its_defaults():

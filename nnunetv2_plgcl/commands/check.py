@@ -36,7 +36,8 @@ def check(argv: Sequence[str] | None = None) -> None:
 
     with errors_in_one_line(parser.prog):
         from nnunetv2_plgcl.datasets import check as library
-        from nnunetv2_plgcl.datasets.files import dataset_name, read_plans
+        from nnunetv2_plgcl.datasets.description import read_plans
+        from nnunetv2_plgcl.datasets.files import dataset_name
 
         plans, dataset = read_plans(dataset_name(args.d), args.p, args.c)
         findings = library.check_training(

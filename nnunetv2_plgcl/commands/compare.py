@@ -147,12 +147,12 @@ def _refuse_contradictions_of_predictions(
 
 
 def _compare_predictions(args: argparse.Namespace) -> Published:
-    from nnunetv2_plgcl.datasets.files import read_json
+    from nnunetv2_plgcl.datasets.description import read_dataset
     from nnunetv2_plgcl.evaluation.compare_predictions import compare_predictions
 
     folders = {name: Path(f) for name, f in (word.split("=", 1) for word in args.predictions)}
     return compare_predictions(
-        folders, args.labels, read_json(args.djfile), args.o, args.voxel, args.np
+        folders, args.labels, read_dataset(args.djfile), args.o, args.voxel, args.np
     )
 
 

@@ -34,10 +34,10 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         parser.error(f"there is no folder {output.parent}")
 
     with errors_in_one_line(parser.prog):
-        from nnunetv2_plgcl.datasets.files import read_json
+        from nnunetv2_plgcl.datasets.description import read_dataset
         from nnunetv2_plgcl.evaluation import evaluate as library
 
-        dataset = read_json(args.djfile)
+        dataset = read_dataset(args.djfile)
         summary = library.evaluate_folder(
             args.reference, args.prediction, dataset, voxel=args.voxel, processes=args.np
         )

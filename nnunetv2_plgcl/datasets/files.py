@@ -11,13 +11,9 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnunetv2_plgcl.datasets.groups import EVERY_CASE_ITSELF
-from nnunetv2_plgcl.workers import one_line
-
-if TYPE_CHECKING:
-    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 PARTS = ("train", "val", "unlabelled")  # of a fold; any other key is passed over
 GROUPS = "plgcl_groups.json"  # beside splits_final.json
@@ -33,6 +29,32 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged, it is not JSON: {error}") from None
+
+
+def read_object(file: Path, *keys: str) -> dict[str, Any]:
+    """An object of a JSON file.
+
+    Args:
+        file: of ours or nnU-Net's.
+        keys: that it must have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, no object, or lacks a key.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds {_kind(content)}, where an object {{...}} belongs.")
+    for key in keys:
+        if key not in content:
+            raise ValueError(f'{file} has no "{key}".')
+    return content
+
+
+def _kind(content: object) -> str:
+    """In JSON's words."""
+    kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(content), "a number")
 
 
 def write_json(file: Path, content: object) -> None:
@@ -111,7 +133,7 @@ def _part_like(key: str) -> str | None:
 def read_group_pattern(preprocessed: Path) -> str | None:
     """What ``write_group_pattern`` noted beside a split; None where nothing was."""
     file = preprocessed / GROUPS
-    return str(read_json(file)["group_by"]) if file.is_file() else None
+    return str(read_object(file, "group_by")["group_by"]) if file.is_file() else None
 
 
 def write_group_pattern(preprocessed: Path, pattern: str) -> None:
@@ -219,100 +241,6 @@ def dataset_name(dataset: str) -> str:
         if "More than one" in str(error):
             raise ValueError(f"More than one dataset has the number {dataset}.") from None
         raise ValueError(f"There is no dataset {dataset} in {raw}.") from None
-
-
-def read_plans(dataset_name: str, plans_name: str, configuration: str) -> tuple[dict, dict]:
-    """Plans and dataset.json of a planned dataset.
-
-    Raises:
-        ValueError: nnUNet_preprocessed is not set; the plans do not know the configuration, or
-            carry the name of the file that they were copied from.
-        FileNotFoundError: the dataset was not planned yet.
-    """
-    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name
-    file = folder / f"{plans_name}.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{dataset_name} has no plans {file}. Run first: nnUNetv2_plan_and_preprocess "
-            f"-d {dataset_number(dataset_name)}"
-        )
-    plans = read_json(file)
-    if plans["plans_name"] != plans_name:  # nnU-Net names the results' folder after it
-        raise ValueError(
-            f'"plans_name" in {file} is "{plans["plans_name"]}": a training with these plans '
-            f'would be taken for one with those. Set it to "{plans_name}".'
-        )
-    if configuration not in plans["configurations"]:
-        raise ValueError(
-            f"{file} has no configuration {configuration}, but "
-            f"{', '.join(plans['configurations'])}."
-        )
-    return plans, read_json(folder / "dataset.json")
-
-
-def channel_names(dataset: Mapping[str, Any]) -> list[str]:
-    """Of a dataset.json, under either key that nnU-Net reads (``determine_num_input_channels``)."""
-    return list(dataset["modality"] if "modality" in dataset else dataset["channel_names"])
-
-
-def label_manager(dataset: Mapping[str, Any]) -> LabelManager:
-    """nnU-Net's own for a dataset.json. Where its regions have no order, that in which they are
-    written: it matters for predictions alone.
-
-    Raises:
-        ValueError: nnU-Net refuses the labels.
-    """
-    from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
-    order = dataset.get("regions_class_order")
-    try:
-        if order is None:
-            foreground = [v for n, v in dataset["labels"].items() if n != "ignore"]
-            order = [max(v) for v in map(values_of, foreground) if v != {0}]
-        return LabelManager(dict(dataset["labels"]), order)
-    except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        hint = ""
-        if all(str(name).isdecimal() for name in dataset.get("labels") or ["not"]):
-            hint = ' They are written as for nnU-Net v1: turn {"1": "name"} round, {"name": 1}.'
-        raise ValueError(
-            f'nnU-Net refuses "labels" in dataset.json: {one_line(error)}.{hint}'
-        ) from error
-
-
-def values_of(label: Any) -> set[int]:
-    """Values that a class in ``"labels"`` of dataset.json stands for: one, or those of a region."""
-    return {int(value) for value in (label if isinstance(label, (list, tuple)) else [label])}
-
-
-def training_cases(dataset: str) -> tuple[str, list[str]]:
-    """Name and case identifiers of a dataset in nnUNet_raw, as nnU-Net itself lists them.
-
-    Args:
-        dataset: number or full name, e.g. "27" or "Dataset027_ACDC".
-
-    Raises:
-        ValueError: nnUNet_raw is not set; no or no unique such dataset; no case in it.
-    """
-    from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
-
-    raw, name = nnunet_folder("nnUNet_raw"), dataset_name(dataset)
-    description = raw / name / "dataset.json"
-    if not description.is_file():
-        raise ValueError(f"There is no dataset {dataset} in {raw}: {description} is missing.")
-    content = read_json(description)
-    if "file_ending" not in content:
-        raise ValueError(f'{description} has no "file_ending", which nnU-Net needs.')
-    if "dataset" in content:  # then the files may lie anywhere
-        cases = sorted(content["dataset"])
-    else:
-        images = raw / name / "imagesTr"
-        if not images.is_dir():
-            raise ValueError(f"There is no folder {images}.")
-        found = get_identifiers_from_splitted_dataset_folder(str(images), content["file_ending"])
-        cases = [str(case) for case in found if not case.startswith(".")]  # macOS leaves such
-    if not cases:
-        raise ValueError(f"{name} has no training case.")
-    return name, cases
 
 
 def split_file(dataset_name: str, make_folder: bool = False) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_plgcl.datasets.files import channel_names, read_plans
+from nnunetv2_plgcl.datasets.description import channel_names, read_plans
 from nnunetv2_plgcl.datasets.integrity import require_whole
 from nnunetv2_plgcl.datasets.preprocessed import read_header
 from nnunetv2_plgcl.datasets.raw import companions, images_by_case, labelled_images

@@ -9,7 +9,39 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_plgcl.datasets.description import read_dataset
+from nnunetv2_plgcl.datasets.files import dataset_name, nnunet_folder
+
 CHANNEL = r"_\d{4}"  # of an image's name, before the file ending
+
+
+def training_cases(dataset: str) -> tuple[str, list[str]]:
+    """Name and case identifiers of a dataset in nnUNet_raw, as nnU-Net itself lists them.
+
+    Args:
+        dataset: number or full name, e.g. "27" or "Dataset027_ACDC".
+
+    Raises:
+        ValueError: nnUNet_raw is not set; no or no unique such dataset; no case in it.
+    """
+    from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
+
+    raw, name = nnunet_folder("nnUNet_raw"), dataset_name(dataset)
+    description = raw / name / "dataset.json"
+    if not description.is_file():
+        raise ValueError(f"There is no dataset {dataset} in {raw}: {description} is missing.")
+    content = read_dataset(description)
+    if "dataset" in content:  # then the files may lie anywhere
+        cases = sorted(content["dataset"])
+    else:
+        images = raw / name / "imagesTr"
+        if not images.is_dir():
+            raise ValueError(f"There is no folder {images}.")
+        found = get_identifiers_from_splitted_dataset_folder(str(images), content["file_ending"])
+        cases = [str(case) for case in found if not case.startswith(".")]  # macOS leaves such
+    if not cases:
+        raise ValueError(f"{name} has no training case.")
+    return name, cases
 
 
 def labelled_images(raw: Path, dataset: Mapping[str, Any]) -> dict[str, list[Path]]:

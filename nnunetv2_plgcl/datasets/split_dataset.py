@@ -7,13 +7,12 @@ from pathlib import Path
 
 from nnunetv2_plgcl.datasets.cache import cache_folder
 from nnunetv2_plgcl.datasets.check.labels import check_labels
+from nnunetv2_plgcl.datasets.description import read_dataset
 from nnunetv2_plgcl.datasets.files import (
     dataset_name,
     nnunet_folder,
-    read_json,
     require_replaceable,
     split_file,
-    training_cases,
     write_group_pattern,
     write_split,
 )
@@ -25,7 +24,7 @@ from nnunetv2_plgcl.datasets.groups import (
 )
 from nnunetv2_plgcl.datasets.labels import CACHE as LABELS_CACHE
 from nnunetv2_plgcl.datasets.labels import label_files, label_values
-from nnunetv2_plgcl.datasets.raw import cases_without_label, is_hidden
+from nnunetv2_plgcl.datasets.raw import cases_without_label, is_hidden, training_cases
 from nnunetv2_plgcl.datasets.split import (
     describe_fold,
     describe_numbers,
@@ -72,7 +71,7 @@ def split_dataset(
             f"Labels of {name} are hidden by --strict, so a split would leave those cases out. "
             f"First: {COMMAND} -d {dataset} --undo"
         )
-    description = read_json(raw / "dataset.json")
+    description = read_dataset(raw / "dataset.json")
     without_label = cases_without_label(raw, description, cases)
     # nnU-Net plans no dataset in which labels are missing, so the split comes first
     file = split_file(name, make_folder=strict or bool(without_label))

@@ -11,9 +11,15 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from nnunetv2_plgcl.datasets.files import dataset_number, inside, read_json, read_split, write_json
+from nnunetv2_plgcl.datasets.description import read_dataset
+from nnunetv2_plgcl.datasets.files import (
+    dataset_number,
+    inside,
+    read_object,
+    read_split,
+    write_json,
+)
 from nnunetv2_plgcl.datasets.raw import companions, labelled_images
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
 
@@ -77,13 +83,13 @@ def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
     """
     if not is_strict(raw):
         raise ValueError(f"No labels in {raw} are hidden, so there is nothing to undo.")
-    journal: dict[str, Any] = read_json(raw / JOURNAL)
+    journal = read_object(raw / JOURNAL, "moves", "cases", "numTraining")
     moves = [(inside(raw, source), inside(raw, target)) for source, target in journal["moves"]]
     for source, target in moves:
         if source.exists() and target.exists():
             raise ValueError(f"{source} and {target} are both there: move one away.")
     _move_back(raw, moves)
-    dataset = read_json(raw / "dataset.json")
+    dataset = read_dataset(raw / "dataset.json")
     dataset["numTraining"] = journal["numTraining"]
     if dataset["numTraining"] is None:  # nnU-Net does not need it
         del dataset["numTraining"]
@@ -120,7 +126,7 @@ def require_replanned(raw: Path, preprocessed: Path, labelled_folder: Path) -> N
     """
     if not is_strict(raw):
         return
-    hidden = read_json(raw / JOURNAL)["cases"]
+    hidden = read_object(raw / JOURNAL, "cases")["cases"]
     stale = [case for case in hidden if (labelled_folder / f"{case}.b2nd").exists()]
     if stale or not (preprocessed / FINGERPRINT).is_file():
         what = f"{some(stale)} preprocessed" if stale else f"{preprocessed} planned"
@@ -141,7 +147,7 @@ def _move_back(raw: Path, moves: Sequence[tuple[Path, Path]]) -> None:
 
 def _planned(raw: Path, cases: Sequence[str]) -> tuple[dict, list[tuple[Path, Path]]]:
     """dataset.json and the files to move."""
-    dataset = read_json(raw / "dataset.json")
+    dataset = read_dataset(raw / "dataset.json")
     if is_strict(raw):
         raise ValueError(f"Labels in {raw} are hidden already: nnUNetv2_plgcl_split --undo first.")
     if "dataset" in dataset:

@@ -22,7 +22,7 @@ from nnunetv2.evaluation.evaluate_predictions import (
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_plgcl.datasets.files import label_manager, values_of
+from nnunetv2_plgcl.datasets.description import label_manager, values_of
 from nnunetv2_plgcl.evaluation.geometry import (
     TOLERANCE,
     displacement,

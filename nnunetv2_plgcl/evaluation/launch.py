@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from nnunetv2_plgcl.datasets.description import read_dataset, read_plans
 from nnunetv2_plgcl.datasets.files import (
     nnunet_folder,
     read_json,
-    read_plans,
     states_of,
     write_json,
 )
@@ -171,7 +171,7 @@ def _predict(job: Job, images: str, predictions: str) -> None:
     """As nnUNetv2_predict does by default."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    ending = read_json(job.run.model_folder / "dataset.json")["file_ending"]
+    ending = read_dataset(job.run.model_folder / "dataset.json")["file_ending"]
     # by name, not the folder, where nnU-Net would take hidden files for images too
     cases = images_by_case(Path(images), ending)
     origin = _origin(job.run, cases)

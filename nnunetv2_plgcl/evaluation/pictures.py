@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-from nnunetv2_plgcl.datasets.files import label_manager
+from nnunetv2_plgcl.datasets.description import label_manager
 from nnunetv2_plgcl.datasets.unlabelled import some
 from nnunetv2_plgcl.evaluation import tsne
 from nnunetv2_plgcl.evaluation.comparison import Comparison, cases_to_show

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.files import dataset_name, nnunet_folder, read_plans
+from nnunetv2_plgcl.datasets.description import read_plans
+from nnunetv2_plgcl.datasets.files import dataset_name, nnunet_folder
 from nnunetv2_plgcl.datasets.raw import images_by_case, labelled_images
 from nnunetv2_plgcl.evaluation.folds import Fold, read_fold
 from nnunetv2_plgcl.evaluation.launch import Job, is_predicted

@@ -14,7 +14,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 
 from nnunetv2_plgcl.datasets.check import check_training
 from nnunetv2_plgcl.datasets.check.start import find_trainer, try_start
-from nnunetv2_plgcl.datasets.files import channel_names, label_manager
+from nnunetv2_plgcl.datasets.description import channel_names, label_manager, read_dataset
 from nnunetv2_plgcl.datasets.unlabelled import some
 from nnunetv2_plgcl.evaluation.evaluate import require_segmentation
 from nnunetv2_plgcl.evaluation.folds import ALL, Fold, nnunet_split, split_file
@@ -101,7 +101,7 @@ def require_split(run: Run, fold: Fold, trust_split: bool) -> None:
             f"{run} did not go on as it began: {'; '.join(training[CHANGES])}. Train it anew."
         )
     noted = training.get(CASES, {})
-    ending = json.loads((run.model_folder / "dataset.json").read_text())["file_ending"]
+    ending = read_dataset(run.model_folder / "dataset.json")["file_ending"]
     validated = {f.name.removesuffix(ending) for f in run.validation.glob(f"[!.]*{ending}")}
     _require_same("validation", validated, fold.validation, run)
     if noted:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.files import read_json
+from nnunetv2_plgcl.datasets.files import read_object
 
 RECORD = "plgcl_pseudolabels.json"
 PSEUDO, TRUE, CORRECTED = "pseudo", "true", "corrected"
@@ -67,7 +67,7 @@ def pseudo_labels(raw: Path, file_ending: str) -> tuple[list[str], list[str]]:
         return [], []
     unchanged: list[str] = []
     corrected: list[str] = []
-    for case, of in read_json(raw / RECORD)["cases"].items():
+    for case, of in read_object(raw / RECORD, "cases")["cases"].items():
         label = raw / "labelsTr" / f"{case}{file_ending}"
         if of["kind"] == PSEUDO and label.is_file():
             (unchanged if checksum(label) == of["sha256"] else corrected).append(case)

@@ -17,15 +17,14 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess as p
 from tqdm import tqdm
 
 from nnunetv2_plgcl.datasets.check.start import find_trainer
+from nnunetv2_plgcl.datasets.description import read_dataset, read_plans, values_of
 from nnunetv2_plgcl.datasets.files import (
     dataset_name,
     dataset_number,
     nnunet_folder,
     read_group_pattern,
     read_json,
-    read_plans,
     states_of,
-    values_of,
     write_json,
 )
 from nnunetv2_plgcl.evaluation.evaluate import class_names
@@ -124,7 +123,7 @@ class Work:
         self.name = dataset_name(request.dataset)
         self.plans, _ = read_plans(self.name, request.plans, request.configuration)
         self.raw = nnunet_folder("nnUNet_raw") / self.name
-        self.dataset = read_json(self.raw / "dataset.json")
+        self.dataset = read_dataset(self.raw / "dataset.json")
         self.pattern = read_group_pattern(nnunet_folder("nnUNet_preprocessed") / self.name)
         self.model = Run(
             self.name, request.trainer, request.plans, request.configuration, request.fold, 0

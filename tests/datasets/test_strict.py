@@ -118,7 +118,9 @@ def test_files_that_belong_to_a_case_move_with_it(tmp_path):
             (tmp_path / folder / f"{case}.json").touch()
     (tmp_path / "imagesTr" / "c_1_0000.nfo").touch()
     (tmp_path / "imagesTr" / "readme.txt").touch()
-    (tmp_path / "dataset.json").write_text('{"file_ending": ".tif"}')
+    (tmp_path / "dataset.json").write_text(
+        '{"file_ending": ".tif", "labels": {"background": 0, "a": 1}}'
+    )
     before = tree(tmp_path)
     strict.hide_labels(tmp_path, tmp_path / "preprocessed", sorted(hidden))
     of_cases = {f"{case}{end}" for case in hidden for end in ("_0000.tif", ".json")}

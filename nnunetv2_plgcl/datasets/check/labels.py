@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_plgcl.datasets.check.finding import Finding
-from nnunetv2_plgcl.datasets.files import label_manager, values_of
+from nnunetv2_plgcl.datasets.description import label_manager, values_of
 from nnunetv2_plgcl.datasets.unlabelled import some
 
 

@@ -44,7 +44,10 @@ def try_start(
             )
             trainer.initialize()
     except Exception as error:  # nnU-Net asserts, too
-        return None, [Finding("error", f"{trainer_name} does not start: {one_line(error)}")]
+        said = f"{trainer_name} does not start: {one_line(error)}"
+        if not isinstance(error, (ValueError, RuntimeError, AssertionError)):  # of no one's making
+            said += f". Is configuration {configuration} of the plans as nnU-Net wrote it?"
+        return None, [Finding("error", said)]
     return trainer, []
 
 

@@ -15,9 +15,9 @@ from nnunetv2_plgcl.datasets.check.images import check_images, check_spacing_fil
 from nnunetv2_plgcl.datasets.check.labels import check_classes, check_labels
 from nnunetv2_plgcl.datasets.check.parts import check_parts
 from nnunetv2_plgcl.datasets.check.preprocessed import check_preprocessed
+from nnunetv2_plgcl.datasets.description import channel_names
 from nnunetv2_plgcl.datasets.files import PARTS as KEYS_OF_A_FOLD
 from nnunetv2_plgcl.datasets.files import (
-    channel_names,
     dataset_number,
     read_group_pattern,
     read_split,

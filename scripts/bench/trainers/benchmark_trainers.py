@@ -64,6 +64,10 @@ class _MixedPrecision(nnUNetTrainer):
         with self._autocast(False):
             super().optimise(loss)  # type: ignore[misc]
 
+    def _label_volumes(self, folder: Path) -> None:  # of those with pseudo-labels of volumes
+        with self._autocast():
+            super()._label_volumes(folder)  # type: ignore[misc]
+
 
 class _Timed(nnUNetTrainer):
     """Logs the processor's time beside the clock's, which other processes lengthen."""
