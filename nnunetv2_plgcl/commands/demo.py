@@ -21,7 +21,7 @@ def demo(argv: Sequence[str] | None = None) -> None:
         "-o", "--output", type=Path, default=Path("plgcl_demo"), help="default: %(default)s"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo there")
-    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu")
+    parser.add_argument("-device", "--device", choices=("cpu", "cuda", "mps"), default="cpu")
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N",
         help="other patients, another split, other weights of our trainers (default %(default)s)",

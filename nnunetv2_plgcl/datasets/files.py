@@ -236,11 +236,20 @@ def dataset_name(dataset: str) -> str:
         name = str(maybe_convert_to_dataset_name(dataset))
         if dataset.isdecimal() and dataset_number(name) != int(dataset):
             raise ValueError  # nnU-Net takes 1234 for 123
+        if not any((folder / name).is_dir() for folder in _folders_of_datasets()):
+            raise ValueError  # nnU-Net believes a full name
         return name
     except (RuntimeError, ValueError) as error:
         if "More than one" in str(error):
             raise ValueError(f"More than one dataset has the number {dataset}.") from None
         raise ValueError(f"There is no dataset {dataset} in {raw}.") from None
+
+
+def _folders_of_datasets() -> list[Path]:
+    from nnunetv2 import paths
+
+    folders = (paths.nnUNet_raw, paths.nnUNet_preprocessed, paths.nnUNet_results)
+    return [Path(folder) for folder in folders if folder.is_set()]
 
 
 def split_file(dataset_name: str, make_folder: bool = False) -> Path:

@@ -79,15 +79,19 @@ def images_by_case(
             are no images of another format.
 
     Raises:
-        ValueError: no folder, no image, a file that is not named so, a case with other channels
-            than the others.
+        ValueError: no folder, no image, a file that is not named so, a link that leads nowhere, a
+            case with other channels than the others.
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(file_ending))
     found: dict[str, dict[int, Path]] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if is_hidden(entry.name) or not entry.is_file():
+        if is_hidden(entry.name):
+            continue
+        if not ignore_others and entry.is_symlink() and not os.path.exists(entry):
+            raise ValueError(f"{entry.path} is a link to what is not there.")
+        if not entry.is_file():
             continue
         other = not entry.name.endswith(file_ending)
         if other and (ignore_others or not _is_image(entry.name)):

@@ -69,7 +69,10 @@ def require_device(device: str) -> None:
     }
     if not there.get(device):
         found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise ValueError(f"PyTorch finds no {device} device on this machine, only {found}.")
+        raise ValueError(
+            f"PyTorch finds no {device} device on this machine, only {found}. "
+            f"Name one with -device."
+        )
 
 
 def write_plans_copy(

@@ -302,8 +302,10 @@ def _following(work: Work, dataset: str | None) -> str:
     if dataset is None:
         return "add --new-dataset ID to make these a dataset of nnU-Net; predictions are kept"
     number = dataset_number(dataset)
+    device = "" if request.device == "cuda" else f" -device {request.device}"
     return (
         f"nnUNetv2_extract_fingerprint -d {number} && nnUNetv2_preprocess -d {number} "
         f"-plans_name {request.plans} -c {request.configuration} && nnUNetv2_train {number} "
         f"{request.configuration} {work.new_fold} -tr {work.next_trainer} -p {request.plans}"
+        f"{device}"
     )

@@ -483,6 +483,15 @@ def test_channels_must_be_those_of_the_dataset():
     assert "Case b: 2 channels, but dataset.json has 1" in texts(findings, "error")
 
 
+@pytest.mark.parametrize("axes, warned", [("RAS", True), (None, False)])
+def test_other_axes_are_warned_of_where_a_header_tells(axes, warned):
+    seen = {"a": image(digest="1"), "b": image(orientation=axes, digest="2")}
+    findings = check_images(parts(["a"], ["b"]), seen, 1)
+    assert (
+        "axes point to RAS, those of the labelled to LPS" in texts(findings, "warning")
+    ) == warned
+
+
 def test_values_that_are_not_finite_are_an_error():
     """ITK reads NaN in NIfTI files as zeros; other readers do not."""
     seen = {"a": image(digest="1"), "b": image(digest="2", finite=False)}

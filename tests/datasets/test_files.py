@@ -15,5 +15,6 @@ def test_a_dataset_of_four_digits_is_not_that_of_its_first_three(tmp_path, monke
     for folder in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{folder}", str(tmp_path))
     assert dataset_name("1234") == "Dataset1234_Heart"
-    with pytest.raises(ValueError, match="no dataset 123 in"):
-        dataset_name("123")
+    for other in ("123", "Dataset1234_heart"):
+        with pytest.raises(ValueError, match=f"no dataset {other} in"):
+            dataset_name(other)

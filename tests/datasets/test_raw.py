@@ -26,6 +26,14 @@ def test_an_image_of_another_format_is_named(tmp_path, name):
         images_by_case(put(tmp_path, "a_0000.tif", name), ".tif")
 
 
+def test_a_link_that_leads_nowhere_is_named_where_nnunet_does_not_read_it(tmp_path):
+    put(tmp_path, "a_0000.tif")
+    (tmp_path / "b_0000.tif").symlink_to(tmp_path / "elsewhere.tif")
+    with pytest.raises(ValueError, match="b_0000.tif is a link to what is not there"):
+        images_by_case(tmp_path, ".tif")
+    assert list(images_by_case(tmp_path, ".tif", ignore_others=True)) == ["a"], "raw data moved"
+
+
 def test_cases_without_a_label(tmp_path):
     put(tmp_path / "labelsTr", "a.png", "._b.png")
     assert cases_without_label(tmp_path, {"file_ending": ".png"}, ["a", "b"]) == ["b"]

@@ -156,7 +156,7 @@ def _orientation(
     labelled: Sequence[str], others: Sequence[str], images: Mapping[str, ImageSummary]
 ) -> Iterator[Finding]:
     usual = {images[case].orientation for case in labelled}
-    turned = [case for case in others if images[case].orientation not in usual]
+    turned = [case for case in others if images[case].orientation not in {None, *usual}]
     if turned:
         yield Finding(
             "warning",
