@@ -145,6 +145,7 @@ class nnUNetTrainerRelabelling(nnUNetTrainerSemiSupervised):
         )
 
         def label(case: str) -> np.ndarray | None:
+            self.stop_if_asked()  # many volumes take longer than a scheduler waits
             try:
                 image = volumes.image_of(
                     self.dataset_unlabelled, case, self.label_manager.foreground_labels

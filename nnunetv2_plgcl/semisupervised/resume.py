@@ -68,15 +68,20 @@ class ResumableTraining(SemiSupervisedStep):
 
     def finish_step(self, patches_per_class: Tensor | None = None, **losses: Tensor) -> dict:
         report = super().finish_step(patches_per_class, **losses)
-        self._stop_if_asked()
+        self.stop_if_asked()
         return report
 
     def validation_step(self, batch: dict) -> dict:
         report: dict = super().validation_step(batch)
-        self._stop_if_asked()
+        self.stop_if_asked()
         return report
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
+        """Write the beginning of the epoch and end, if a signal has come.
+
+        Raises:
+            SystemExit: it has.
+        """
         if self._signals.received is None or self.local_rank != 0:
             return
         self.write_resume_point()

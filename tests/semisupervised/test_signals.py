@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from training import (
     tiny,
 )
 
-from nnunetv2_plgcl.semisupervised import resume, signals
+from nnunetv2_plgcl.semisupervised import relabelling, resume, signals, volumes
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 TRAINER = tiny(nnUNetTrainerPLGCL, 3, 2)
@@ -74,6 +75,30 @@ def test_after_any_signal_the_training_goes_on_to_the_same_result(prepared, undi
         final["_best_ema"] = undisturbed["_best_ema"]
         assert_equal_to_the_bit(final, undisturbed)
         shutil.rmtree(prepared.results)
+
+
+def test_a_signal_while_volumes_are_labelled_does_not_wait_for_the_others(
+    prepared, undisturbed, monkeypatch
+):
+    trainer = make_trainer(TRAINER, prepared)
+    labelled = []
+
+    def volume_label(*arguments):
+        if trainer.current_epoch == 2:
+            labelled.append(signal.raise_signal(signal.SIGTERM))
+        return volumes.volume_label(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(relabelling, "volumes", SimpleNamespace(**vars(volumes)))
+        relabelling.volumes.volume_label = volume_label
+        trainer.run_training()
+    assert end.value.code == 143 and len(labelled) == 1 < len(trainer.dataset_unlabelled.folders)
+    assert checkpoint(trainer, "latest")["current_epoch"] == 2
+
+    continued = make_trainer(TRAINER, prepared)
+    continued.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+    continued.run_training()
+    assert_equal_to_the_bit(checkpoint(continued, "final"), undisturbed)
 
 
 def test_a_signal_after_the_last_step_waits_for_the_final_checkpoint(prepared):
