@@ -13,6 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_plgcl.datasets.files import is_name
 from nnunetv2_plgcl.model_files import read_model_file
 from nnunetv2_plgcl.settings import PLANS_KEY
 
@@ -45,8 +46,12 @@ def export_model(
     Raises:
         FileNotFoundError: no model folder; a fold whose training did not finish.
         FileExistsError: the output is there already.
-        ValueError: the trainer builds a network that nnUNetTrainer would not.
+        ValueError: the trainer builds a network that nnUNetTrainer would not; a path in place of a
+            name; no checkpoint of nnU-Net.
     """
+    for name in (checkpoint, *map(str, only_folds or ())):
+        if not is_name(name):  # it would be written to that path
+            raise ValueError(f"{name} is a path; name a fold, or a file in each fold's folder.")
     parts = model_folder.resolve().name.split("__")
     if len(parts) != 3 or not (model_folder / "plans.json").is_file():
         raise FileNotFoundError(
@@ -95,6 +100,9 @@ def export_model(
 
 def _stripped(file: Path, plans: dict[str, Any]) -> dict[str, Any]:
     checkpoint = read_model_file(file)
+    missing = [key for key in PREDICTION_NEEDS if key not in checkpoint]
+    if missing:
+        raise ValueError(f"{file} is no checkpoint of nnU-Net: it has no {', '.join(missing)}.")
     kept = {key: checkpoint[key] for key in PREDICTION_NEEDS}
     kept["init_args"] = {**kept["init_args"], "plans": plans}
     return {**kept, "trainer_name": STOCK}

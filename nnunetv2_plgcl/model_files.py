@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,15 @@ def read_model_file(file: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_NUMPY):
             content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what unpickling raises depends on the bytes
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
         raise ValueError(f"{file} is no checkpoint that can be trusted: {reason}") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{file} is no checkpoint of nnU-Net: it holds a {type(content).__name__}."
+        )
     return content
 
 

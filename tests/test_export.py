@@ -113,7 +113,16 @@ def test_mistakes_are_told_in_one_line(trained, tmp_path, monkeypatch):
     )
     assert "builds a network of its own" in failure(trained, out)
     monkeypatch.undo()
-    (trained / "fold_0" / "checkpoint_final.pth").unlink()
+    final = trained / "fold_0" / "checkpoint_final.pth"
+    kept = final.read_bytes()
+    for path in (str(final), "../fold_0/checkpoint_final.pth"):
+        assert "is a path; name a fold" in failure(trained, out, "-chk", path)
+    assert "is a path; name a fold" in failure(trained, out, "-f", "../x")
+    assert final.read_bytes() == kept, "exporting to a path would have written there"
+    for foreign in ({"state_dict": {}}, [1]):
+        torch.save(foreign, final)
+        assert "checkpoint_final.pth is no checkpoint of nnU-Net" in failure(trained, out)
+    final.unlink()
     assert "its training did not finish" in failure(trained, out)
     shutil.rmtree(trained / "fold_0")
     assert "no trained fold" in failure(trained, out)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_plgcl.datasets.files import dataset_number, nnunet_folder, read_object
+from nnunetv2_plgcl.datasets.files import dataset_number, is_name, nnunet_folder, read_object
 from nnunetv2_plgcl.workers import one_line
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ def _require_readable(plans: dict[str, Any], configuration: str, file: Path) -> 
         ):  # fmt: skip
             if not isinstance(read[key], type_):
                 raise TypeError(f'"{key}" is {read[key]!r}')
+        if not is_name(read["data_identifier"]):  # a folder beside the split
+            raise ValueError(f'"data_identifier" is a path, {read["data_identifier"]}')
         if not all(isinstance(size, int) and size > 0 for size in read["patch_size"]):
             raise TypeError(f'"patch_size" is {read["patch_size"]}')
     except Exception as error:  # a key that is not there, another type, a name of no class

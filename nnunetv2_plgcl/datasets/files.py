@@ -102,12 +102,17 @@ def read_split(file: Path) -> list[dict[str, list[str]]]:
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise ValueError(f'{file}: "{part}" of fold {number} is no list of case names.')
             for case in cases:
-                if re.search(r"[/\\]", case) or case in ("", ".", ".."):
+                if not is_name(case):
                     raise ValueError(
                         f'{file}: "{case}" in "{part}" of fold {number} is no case name, but a '
                         f"path. Write the name alone, without folder, channel and file ending."
                     )
     return split
+
+
+def is_name(text: object) -> bool:
+    """Whether what a file says is the name of a case or folder, and no path to elsewhere."""
+    return isinstance(text, str) and not re.search(r"[/\\]", text) and text not in ("", ".", "..")
 
 
 def inside(folder: Path, relative: str) -> Path:

@@ -16,6 +16,7 @@ from nnunetv2_plgcl.datasets.description import read_dataset
 from nnunetv2_plgcl.datasets.files import (
     dataset_number,
     inside,
+    is_name,
     read_object,
     read_split,
     write_json,
@@ -79,15 +80,23 @@ def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
         The cases.
 
     Raises:
-        ValueError: no labels are hidden; a file would be replaced, or lies outside the dataset.
+        ValueError: no labels are hidden; a file would be replaced, is missing, or lies outside the
+            dataset.
     """
     if not is_strict(raw):
         raise ValueError(f"No labels in {raw} are hidden, so there is nothing to undo.")
     journal = read_object(raw / JOURNAL, "moves", "cases", "numTraining")
     moves = [(inside(raw, source), inside(raw, target)) for source, target in journal["moves"]]
+    if not all(map(is_name, journal["cases"])):
+        raise ValueError(f"{raw / JOURNAL} is damaged: a case in it is no name.")
     for source, target in moves:
         if source.exists() and target.exists():
             raise ValueError(f"{source} and {target} are both there: move one away.")
+        if not source.exists() and not target.exists():
+            raise ValueError(
+                f"{target} is not there to be moved back, so nothing was undone. Put it there; if "
+                f"it is lost, take its move out of {raw / JOURNAL}."
+            )
     _move_back(raw, moves)
     dataset = read_dataset(raw / "dataset.json")
     dataset["numTraining"] = journal["numTraining"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.files import read_object
+from nnunetv2_plgcl.datasets.files import is_name, read_object
 
 RECORD = "plgcl_pseudolabels.json"
 PSEUDO, TRUE, CORRECTED = "pseudo", "true", "corrected"
@@ -68,6 +68,8 @@ def pseudo_labels(raw: Path, file_ending: str) -> tuple[list[str], list[str]]:
     unchanged: list[str] = []
     corrected: list[str] = []
     for case, of in read_object(raw / RECORD, "cases")["cases"].items():
+        if not is_name(case):
+            raise ValueError(f"{raw / RECORD} is damaged: {case} is no name of a case.")
         label = raw / "labelsTr" / f"{case}{file_ending}"
         if of["kind"] == PSEUDO and label.is_file():
             (unchanged if checksum(label) == of["sha256"] else corrected).append(case)

@@ -326,9 +326,11 @@ def test_labels_without_any_class_are_warned_of(prepared, capsys):
 
 def test_values_of_labels_are_told_as_they_are():
     labels = {"background": "0", "ring": "1", "core": "2"}
-    found = {"a": {"values": [0.0, 0.9999999]}, "b": {"values": [1.0, 2.0]}, "c": {"error": "x"}}
+    found = {"a": {"values": [0.0, 0.9999999]}, "b": {"values": [1.0, 2.0]}, "c": {"error": "x"},
+             "d": {"values": [0.0, float("inf")]}, "e": {"values": [float("nan")]}}  # fmt: skip
     findings = texts(check_labels(found, {"labels": labels}), "error")
     assert "Case a: value 0.9999999, which is no whole number" in findings
+    assert "Case d: value inf in the label" in findings and "Case e: value nan" in findings
     assert "case c cannot be read" in findings and "Case b" not in findings
     found = {"a": {"values": [0.0, 3.0]}, "b": {"values": [1.0, 3.0]}}
     with_ignore = {"labels": {"background": 0, "ring": 1, "core": 2, "ignore": 3}}

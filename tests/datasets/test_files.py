@@ -1,6 +1,6 @@
 import pytest
 
-from nnunetv2_plgcl.datasets.files import dataset_name, dataset_number
+from nnunetv2_plgcl.datasets.files import dataset_name, dataset_number, is_name
 
 
 def test_numbers_of_datasets_may_have_any_length():
@@ -18,3 +18,8 @@ def test_a_dataset_of_four_digits_is_not_that_of_its_first_three(tmp_path, monke
     for other in ("123", "Dataset1234_heart"):
         with pytest.raises(ValueError, match=f"no dataset {other} in"):
             dataset_name(other)
+
+
+@pytest.mark.parametrize("text", ["../a", "/a", "a/b", "a\\b", "..", ".", "", None, 1])
+def test_a_path_is_no_name(text):
+    assert is_name("p1.2 a") and not is_name(text)

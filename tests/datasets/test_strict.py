@@ -194,6 +194,29 @@ def test_nothing_outside_the_dataset_is_moved_back(prepared, raw, elsewhere):
     assert tree(raw) == before
 
 
+def test_no_file_outside_the_dataset_is_removed_for_a_case(prepared, raw):
+    split(*STRICT)
+    journal = json.loads((raw / strict.JOURNAL).read_text())
+    journal["cases"].append("../../elsewhere")
+    (raw / strict.JOURNAL).write_text(json.dumps(journal))
+    before = tree(raw)
+    with pytest.raises(SystemExit, match="a case in it is no name"):
+        split("--undo")
+    assert tree(raw) == before
+
+
+def test_what_is_not_there_is_not_called_moved_back(prepared, raw):
+    split(*STRICT)
+    (raw / "imagesUn").rename(raw / "imagesUn_moved")
+    before = tree(raw)
+    with pytest.raises(SystemExit, match="is not there to be moved back, so nothing was undone"):
+        split("--undo")
+    assert tree(raw) == before
+    (raw / "imagesUn_moved").rename(raw / "imagesUn")
+    split("--undo")
+    assert not (raw / strict.JOURNAL).exists()
+
+
 @pytest.mark.parametrize("moved", [0, 3, 7, 12])
 def test_an_interruption_can_be_undone(prepared, raw, monkeypatch, moved):
     before = tree(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -87,6 +88,8 @@ def check_labels(
 
 def describe_value(value: float) -> str:
     """A value of a label in words: as many digits as it takes to see what it is."""
+    if not math.isfinite(value):
+        return f"value {value}"
     if value == int(value):
         return f"value {int(value)}"
     return f"value {value!r}, which is no whole number,"
