@@ -45,7 +45,7 @@ def test_unexpected_error_is_one_line_that_names_the_traceback(tmp_path, monkeyp
 
     monkeypatch.setattr(evaluate, "evaluate_folder", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "dataset.json").write_text('{"file_ending": ".png", "labels": {"background": 0}}')
     with pytest.raises(SystemExit) as stopped:
         commands.evaluate([str(tmp_path), str(tmp_path), "-djfile", str(tmp_path / "dataset.json")])
     line = str(stopped.value.code)
