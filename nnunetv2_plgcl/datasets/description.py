@@ -148,7 +148,7 @@ def _require_readable(plans: dict[str, Any], configuration: str, file: Path) -> 
             raise ValueError(f'"data_identifier" is a path, {read["data_identifier"]}')
         if not all(isinstance(size, int) and size > 0 for size in read["patch_size"]):
             raise TypeError(f'"patch_size" is {read["patch_size"]}')
-    except Exception as error:  # a key that is not there, another type, a name of no class
+    except Exception as error:  # a key that is not there, another type
         raise ValueError(
             f"nnU-Net cannot read configuration {configuration} of {file}: {one_line(error)}. "
             f"Correct it, or plan again."

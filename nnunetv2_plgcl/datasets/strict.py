@@ -97,8 +97,8 @@ def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
                 f"{target} is not there to be moved back, so nothing was undone. Put it there; if "
                 f"it is lost, take its move out of {raw / JOURNAL}."
             )
+    dataset = read_object(raw / "dataset.json")
     _move_back(raw, moves)
-    dataset = read_dataset(raw / "dataset.json")
     dataset["numTraining"] = journal["numTraining"]
     if dataset["numTraining"] is None:  # nnU-Net does not need it
         del dataset["numTraining"]

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from training import (
     tiny,
 )
 
-from nnunetv2_plgcl.semisupervised import relabelling, resume, signals, volumes
+from nnunetv2_plgcl.semisupervised import resume, signals, volumes
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 TRAINER = tiny(nnUNetTrainerPLGCL, 3, 2)
@@ -81,16 +80,15 @@ def test_a_signal_while_volumes_are_labelled_does_not_wait_for_the_others(
     prepared, undisturbed, monkeypatch
 ):
     trainer = make_trainer(TRAINER, prepared)
-    labelled = []
+    labelled, volume_label = [], volumes.volume_label
 
-    def volume_label(*arguments):
+    def signalled(*arguments):
         if trainer.current_epoch == 2:
             labelled.append(signal.raise_signal(signal.SIGTERM))
-        return volumes.volume_label(*arguments)
+        return volume_label(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(relabelling, "volumes", SimpleNamespace(**vars(volumes)))
-        relabelling.volumes.volume_label = volume_label
+        patch.setattr(volumes, "volume_label", signalled)
         trainer.run_training()
     assert end.value.code == 143 and len(labelled) == 1 < len(trainer.dataset_unlabelled.folders)
     assert checkpoint(trainer, "latest")["current_epoch"] == 2
