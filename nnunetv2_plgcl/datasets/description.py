@@ -111,7 +111,7 @@ def read_plans(dataset_name: str, plans_name: str, configuration: str) -> tuple[
             f"{dataset_name} has no plans {file}. Run first: nnUNetv2_plan_and_preprocess "
             f"-d {dataset_number(dataset_name)}"
         )
-    plans = read_object(file, "plans_name", "dataset_name", "configurations")
+    plans = read_plans_file(file, configuration)
     if plans["plans_name"] != plans_name:  # nnU-Net names the results' folder after it
         raise ValueError(
             f'"plans_name" in {file} is "{plans["plans_name"]}": a training with these plans '
@@ -122,13 +122,24 @@ def read_plans(dataset_name: str, plans_name: str, configuration: str) -> tuple[
             f'"dataset_name" in {file} is "{plans["dataset_name"]}": a training with these plans '
             f'would read the cases of that dataset. Set it to "{dataset_name}".'
         )
-    if configuration not in plans["configurations"]:
-        raise ValueError(
-            f"{file} has no configuration {configuration}, but "
-            f"{', '.join(plans['configurations'])}."
-        )
-    _require_readable(plans, configuration, file)
     return plans, read_dataset(folder / "dataset.json")
+
+
+def read_plans_file(file: Path, configuration: str) -> dict[str, Any]:
+    """Plans of a dataset, or the copy beside a model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the plans do not know the configuration, or are none that nnU-Net can read.
+    """
+    plans = read_object(file, "plans_name", "dataset_name", "configurations")
+    known = plans["configurations"]
+    if not isinstance(known, dict) or not all(isinstance(of, dict) for of in known.values()):
+        raise ValueError(f'"configurations" in {file} is no object with an object for each.')
+    if configuration not in known:
+        raise ValueError(f"{file} has no configuration {configuration}, but {', '.join(known)}.")
+    _require_readable(plans, configuration, file)
+    return plans
 
 
 def _require_readable(plans: dict[str, Any], configuration: str, file: Path) -> None:

@@ -19,16 +19,29 @@ PARTS = ("train", "val", "unlabelled")  # of a fold; any other key is passed ove
 GROUPS = "plgcl_groups.json"  # beside splits_final.json
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path, unique_keys: bool = False) -> Any:
     """
+    Args:
+        file: to be read.
+        unique_keys: refuse an object with one key twice, of which JSON readers take the last.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, with its name.
+        ValueError: it is not JSON, with its name; a key stands twice.
     """
+    hook = _require_unique if unique_keys else None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=hook)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged, it is not JSON: {error}") from None
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    twice = {key for key in content if [name for name, _ in pairs].count(key) > 1}
+    if twice:
+        raise ValueError(f'"{min(twice)}" stands twice in one object, remove one.')
+    return content
 
 
 def read_object(file: Path, *keys: str) -> dict[str, Any]:
@@ -77,8 +90,13 @@ def _size_and_time(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def read_split(file: Path) -> list[dict[str, list[str]]]:
+def read_split(file: Path, fold: int | str | None = None) -> list[dict[str, list[str]]]:
     """What a ``splits_final.json`` holds; nothing where there is no file.
+
+    Args:
+        file: of a dataset.
+        fold: that is wanted, by number or ``"all"``: the others may be wrong, as nnU-Net does not
+            read them. None for all of them.
 
     Raises:
         ValueError: it is damaged, no list of folds with lists of cases, a case is a path, or a part
@@ -86,28 +104,35 @@ def read_split(file: Path) -> list[dict[str, list[str]]]:
     """
     if not file.is_file():
         return []
-    split = read_json(file)
-    if not isinstance(split, list) or not all(isinstance(fold, dict) for fold in split):
+    split = read_json(file, unique_keys=True)
+    if not isinstance(split, list) or not all(isinstance(of, dict) for of in split):
         raise ValueError(
             f"{file} is no list of folds such as "
             f'[{{"train": [...], "val": [...], "unlabelled": [...]}}].'
         )
-    for number, fold in enumerate(split):
-        for key in set(fold) - set(PARTS):
-            meant = _part_like(key)
-            if meant == "unlabelled" or (meant and meant not in fold):
-                raise ValueError(f'{file}: fold {number} has "{key}". Is "{meant}" meant?')
-        for part in PARTS:
-            cases = fold.get(part, [] if part == "unlabelled" else None)
-            if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
-                raise ValueError(f'{file}: "{part}" of fold {number} is no list of case names.')
-            for case in cases:
-                if not is_name(case):
-                    raise ValueError(
-                        f'{file}: "{case}" in "{part}" of fold {number} is no case name, but a '
-                        f"path. Write the name alone, without folder, channel and file ending."
-                    )
+    if not split:  # with which nnU-Net would draw 80:20, and write nothing down
+        raise ValueError(f"{file} holds no fold. Remove it, or write a split.")
+    for number, parts in enumerate(split):
+        if fold is None or fold == number:
+            _require_fold(parts, f"fold {number}", file)
     return split
+
+
+def _require_fold(parts: dict[str, Any], name: str, file: Path) -> None:
+    for key in set(parts) - set(PARTS):
+        meant = _part_like(key)
+        if meant == "unlabelled" or (meant and meant not in parts):
+            raise ValueError(f'{file}: {name} has "{key}". Is "{meant}" meant?')
+    for part in PARTS:
+        cases = parts.get(part, [] if part == "unlabelled" else None)
+        if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+            raise ValueError(f'{file}: "{part}" of {name} is no list of case names.')
+        for case in cases:
+            if not is_name(case):
+                raise ValueError(
+                    f'{file}: "{case}" in "{part}" of {name} is no case name, but a path. Write '
+                    f"the name alone, without folder, channel and file ending."
+                )
 
 
 def is_name(text: object) -> bool:
@@ -129,6 +154,8 @@ def inside(folder: Path, relative: str) -> Path:
 def _part_like(key: str) -> str | None:
     """The part of a fold that a key looks like, written otherwise, such as "unlabeled"."""
     word = re.sub("[^a-z]", "", key.lower())
+    if word.startswith("label"):
+        return "train"
     near = difflib.get_close_matches(word, [*PARTS, "validation", "training"], n=1, cutoff=0.7)
     if "unlab" in word or near == ["unlabelled"]:
         return "unlabelled"
@@ -138,7 +165,17 @@ def _part_like(key: str) -> str | None:
 def read_group_pattern(preprocessed: Path) -> str | None:
     """What ``write_group_pattern`` noted beside a split; None where nothing was."""
     file = preprocessed / GROUPS
-    return str(read_object(file, "group_by")["group_by"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    pattern = read_object(file, "group_by")["group_by"]
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f'"group_by" in {file} is no regular expression: {error}. Write the split again, or '
+            f"remove the file."
+        ) from None
+    return str(pattern)
 
 
 def write_group_pattern(preprocessed: Path, pattern: str) -> None:
@@ -226,28 +263,31 @@ def dataset_number(name: str) -> int:
 
 
 def dataset_name(dataset: str) -> str:
-    """Full name of a dataset in nnUNet_raw or nnUNet_preprocessed.
+    """Full name of a dataset in one of nnU-Net's folders; not all of them need be set.
 
     Args:
         dataset: number or full name, e.g. "27" or "Dataset027_ACDC".
 
     Raises:
-        ValueError: nnUNet_raw is not set; no or no unique such dataset.
+        ValueError: no or no unique such dataset in the folders that are set.
     """
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
-    raw = nnunet_folder("nnUNet_raw")
+    folders = _folders_of_datasets()
+    if not folders:
+        nnunet_folder("nnUNet_raw")  # nothing is set
     try:
         name = str(maybe_convert_to_dataset_name(dataset))
         if dataset.isdecimal() and dataset_number(name) != int(dataset):
             raise ValueError  # nnU-Net takes 1234 for 123
-        if not any((folder / name).is_dir() for folder in _folders_of_datasets()):
+        if not any((folder / name).is_dir() for folder in folders):
             raise ValueError  # nnU-Net believes a full name
         return name
     except (RuntimeError, ValueError) as error:
         if "More than one" in str(error):
             raise ValueError(f"More than one dataset has the number {dataset}.") from None
-        raise ValueError(f"There is no dataset {dataset} in {raw}.") from None
+        where = " or ".join(map(str, folders))
+        raise ValueError(f"There is no dataset {dataset} in {where}.") from None
 
 
 def _folders_of_datasets() -> list[Path]:

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from nnunetv2_plgcl.datasets.description import channel_names, read_plans
+from nnunetv2_plgcl.datasets.files import nnunet_folder
 from nnunetv2_plgcl.datasets.integrity import require_whole
 from nnunetv2_plgcl.datasets.preprocessed import read_header
-from nnunetv2_plgcl.datasets.raw import companions, images_by_case, labelled_images
+from nnunetv2_plgcl.datasets.raw import companions, images_at_hand, images_by_case
 from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
@@ -81,19 +82,18 @@ def preprocess_unlabelled(
         RuntimeError: images that could not be preprocessed, with their names; the others are
             done. Or a worker process that was killed.
     """
-    from nnunetv2 import paths
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    raw = Path(paths.nnUNet_raw) / dataset_name
-    preprocessed = Path(paths.nnUNet_preprocessed) / dataset_name
+    raw = nnunet_folder("nnUNet_raw") / dataset_name
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset_name
     plans, dataset = read_plans(dataset_name, plans_name, configuration)
     resolved = PlansManager(plans).get_configuration(configuration)
     folder_labelled = preprocessed / resolved.data_identifier
     require_replanned(raw, preprocessed, folder_labelled)
-    labelled = labelled_images(raw, dataset)
-    files_per_case = len(next(iter(labelled.values())))
+    labelled = images_at_hand(raw, dataset)  # they may be on another machine
+    files_per_case = len(next(iter(labelled.values()))) if labelled else None
     images = images_by_case(raw / UNLABELLED_IMAGES, dataset["file_ending"], files_per_case)
-    both = sorted(set(labelled) & set(images))
+    both = sorted((set(labelled) or set(preprocessed_cases(folder_labelled))) & set(images))
     if both:
         raise ValueError(
             f"{some(both)}: in imagesTr and in {UNLABELLED_IMAGES}. A case is labelled or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,31 @@ def read_header(file: Path) -> dict[str, Any]:
     shape = getattr(array, "shape", ())
     if len(shape) != 4:
         return {"error": f"{file} is no preprocessed case: its shape is {tuple(shape)}."}
+    if np.dtype(array.dtype).kind not in "fiub":
+        return {"error": f"{file} is no preprocessed case: it holds {array.dtype}, no numbers."}
     return {"shape": [int(n) for n in shape]}
 
 
 def read_values(file: Path) -> dict[str, Any]:
-    """Whether all values of a preprocessed image are finite, or the "error" on reading them."""
+    """Whether all values of a preprocessed file are finite, or the "error" on reading them."""
     try:
         array = blosc2.open(urlpath=str(file), mode="r")[:]
     except Exception:
         return {"error": f"{file} cannot be read to its end, it is damaged."}
     return {"finite": bool(np.isfinite(array).all())}
+
+
+def read_properties(file: Path) -> dict[str, Any]:
+    """Under "seen" the label values that nnU-Net found in a case, noted in its ``.pkl``; or the
+    "error" on reading it."""
+    try:
+        with open(file, "rb") as stream:
+            locations = pickle.load(stream)["class_locations"]
+        keys = [
+            key if isinstance(key, tuple) else (key,) for key in locations if len(locations[key])
+        ]
+        return {"seen": sorted({int(value) for key in keys if -1 not in key for value in key})}
+    except FileNotFoundError:
+        return {"error": f"{file} is missing."}
+    except Exception:  # what unpickling raises depends on the bytes
+        return {"error": f"{file} cannot be read, it is damaged."}

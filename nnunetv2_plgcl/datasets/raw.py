@@ -62,6 +62,16 @@ def labelled_images(raw: Path, dataset: Mapping[str, Any]) -> dict[str, list[Pat
     return images_by_case(raw / "imagesTr", dataset["file_ending"], ignore_others=True)
 
 
+def images_at_hand(raw: Path, dataset: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """``labelled_images`` of those cases whose files are all there: where preprocessed data
+    travelled alone, none."""
+    try:
+        images = labelled_images(raw, dataset)
+    except (ValueError, OSError):
+        return {}
+    return {case: files for case, files in images.items() if all(f.is_file() for f in files)}
+
+
 def images_by_case(
     folder: Path,
     file_ending: str,

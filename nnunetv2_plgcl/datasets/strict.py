@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_plgcl.datasets.description import read_dataset
 from nnunetv2_plgcl.datasets.files import (
@@ -85,10 +86,8 @@ def restore_labels(raw: Path, preprocessed: Path) -> list[str]:
     """
     if not is_strict(raw):
         raise ValueError(f"No labels in {raw} are hidden, so there is nothing to undo.")
-    journal = read_object(raw / JOURNAL, "moves", "cases", "numTraining")
+    journal = _read_journal(raw)
     moves = [(inside(raw, source), inside(raw, target)) for source, target in journal["moves"]]
-    if not all(map(is_name, journal["cases"])):
-        raise ValueError(f"{raw / JOURNAL} is damaged: a case in it is no name.")
     for source, target in moves:
         if source.exists() and target.exists():
             raise ValueError(f"{source} and {target} are both there: move one away.")
@@ -135,7 +134,7 @@ def require_replanned(raw: Path, preprocessed: Path, labelled_folder: Path) -> N
     """
     if not is_strict(raw):
         return
-    hidden = read_object(raw / JOURNAL, "cases")["cases"]
+    hidden = _read_journal(raw)["cases"]
     stale = [case for case in hidden if (labelled_folder / f"{case}.b2nd").exists()]
     if stale or not (preprocessed / FINGERPRINT).is_file():
         what = f"{some(stale)} preprocessed" if stale else f"{preprocessed} planned"
@@ -143,6 +142,21 @@ def require_replanned(raw: Path, preprocessed: Path, labelled_folder: Path) -> N
             f"{what} before --strict hid labels. Plan and preprocess again: "
             f"nnUNetv2_plan_and_preprocess -d {dataset_number(raw.name)}"
         )
+
+
+def _read_journal(raw: Path) -> dict[str, Any]:
+    file = raw / JOURNAL
+    journal = read_object(file, "moves", "cases", "numTraining")
+    cases, moves = journal["cases"], journal["moves"]
+    if not isinstance(cases, list) or not all(map(is_name, cases)):
+        raise ValueError(f"{file} is damaged: a case in it is no name.")
+    if not isinstance(moves, list) or not all(map(_is_move, moves)):
+        raise ValueError(f"{file} is damaged: a move in it is no pair of paths.")
+    return journal
+
+
+def _is_move(move: object) -> bool:
+    return isinstance(move, list) and len(move) == 2 and all(isinstance(m, str) for m in move)
 
 
 def _move_back(raw: Path, moves: Sequence[tuple[Path, Path]]) -> None:

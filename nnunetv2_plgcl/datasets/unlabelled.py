@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_plgcl.datasets.files import dataset_number
-from nnunetv2_plgcl.datasets.raw import holds_files, is_hidden
+from nnunetv2_plgcl.datasets.raw import is_hidden
 
 UNLABELLED_IMAGES = "imagesUn"
 PREPROCESSING = "preprocessing.json"  # how the images of a folder were preprocessed
@@ -142,7 +142,7 @@ def require_current(
 
     Raises:
         FileNotFoundError: a raw image was never preprocessed for this configuration.
-        ValueError: they were preprocessed with other plans, or a raw image was removed since.
+        ValueError: they were preprocessed with other plans.
     """
     mend = (
         f"Run: nnUNetv2_plgcl_preprocess -d {dataset_number(plans['dataset_name'])} "
@@ -151,19 +151,18 @@ def require_current(
     done = preprocessed_cases(folder_un)
     if done and read_preprocessing(folder_un) != preprocessing_of(plans, configuration):
         raise ValueError(f"The images in {folder_un} were preprocessed with other plans. {mend}")
-    if holds_files(raw_images):
-        channel = len("_0000" + file_ending)
-        names = [entry.name for entry in os.scandir(raw_images) if not is_hidden(entry.name)]
-        raw = {name[:-channel] for name in names if name.endswith(file_ending)}
-        missing = sorted(raw - set(done))
-        if missing:
-            raise FileNotFoundError(
-                f"{some(missing)} of {raw_images} never preprocessed for configuration "
-                f"{configuration}. {mend}"
-            )
-        gone = sorted(set(done) - raw)
-        if gone:
-            raise ValueError(f"{some(gone)} preprocessed, but no longer in {raw_images}. {mend}")
+    try:
+        names = os.listdir(raw_images)
+    except OSError:  # not there, or not to be read
+        return
+    channel = len("_0000" + file_ending)
+    raw = {n[:-channel] for n in names if n.endswith(file_ending) and not is_hidden(n)}
+    missing = sorted(raw - set(done))
+    if missing:
+        raise FileNotFoundError(
+            f"{some(missing)} of {raw_images} never preprocessed for configuration "
+            f"{configuration}. {mend}"
+        )
 
 
 def some(cases: Sequence[str], shown: int = 3) -> str:

@@ -67,10 +67,17 @@ def pseudo_labels(raw: Path, file_ending: str) -> tuple[list[str], list[str]]:
         return [], []
     unchanged: list[str] = []
     corrected: list[str] = []
-    for case, of in read_object(raw / RECORD, "cases")["cases"].items():
+    cases = read_object(raw / RECORD, "cases")["cases"]
+    if not isinstance(cases, dict) or not all(map(_is_entry, cases.values())):
+        raise ValueError(f'{raw / RECORD} is damaged: "cases" does not say what each label is.')
+    for case, of in cases.items():
         if not is_name(case):
             raise ValueError(f"{raw / RECORD} is damaged: {case} is no name of a case.")
         label = raw / "labelsTr" / f"{case}{file_ending}"
         if of["kind"] == PSEUDO and label.is_file():
             (unchanged if checksum(label) == of["sha256"] else corrected).append(case)
     return unchanged, corrected
+
+
+def _is_entry(of: object) -> bool:
+    return isinstance(of, dict) and ("sha256" in of if of.get("kind") == PSEUDO else "kind" in of)

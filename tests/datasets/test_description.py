@@ -15,7 +15,9 @@ from nnunetv2_plgcl.datasets.description import read_dataset, read_plans
             "is a path",
         ),
         (lambda plans: plans["configurations"][TINY].update(data_identifier="/x"), "is a path"),
-        (lambda plans: plans["configurations"].update({TINY: None}), "cannot read configuration"),
+        (lambda plans: plans["configurations"].update({TINY: None}), "no object with an object"),
+        (lambda plans: plans.update(configurations=5), "no object with an object"),
+        (lambda plans: plans["configurations"][TINY].update(batch_size="4"), "cannot read conf"),
         (lambda plans: plans.pop("configurations"), 'has no "configurations"'),
     ],
 )

@@ -194,6 +194,17 @@ def test_mistakes_are_told_in_one_line(prepared, monkeypatch):
         commands.preprocess(["-d", "7", "-c", TINY])
 
 
+def test_without_the_images_that_have_a_label(prepared, in_this_process):
+    """They were preprocessed, then they went."""
+    case = prepared.split["unlabelled"][0]
+    put_unlabelled(prepared, [case])
+    put_unlabelled(prepared, [case], prefix="")
+    shutil.rmtree(raw_folder(prepared) / "imagesTr")
+    assert f"{case}: in imagesTr and in imagesUn" in failure(prepared)
+    (raw_folder(prepared) / "imagesUn" / f"{case}_0000.nii.gz").unlink()
+    assert preprocess_unlabelled(prepared.name, TINY, show_progress=False) == (1, 0)
+
+
 def test_a_full_disk_is_noticed_before(prepared, monkeypatch, in_this_process):
     put_unlabelled(prepared, prepared.split["unlabelled"][:1])
     usage = shutil.disk_usage(prepared.base)
@@ -251,8 +262,7 @@ def test_training_refuses_unlabelled_images_that_do_not_fit(prepared, in_this_pr
     start()
     raw = raw_folder(prepared) / "imagesUn" / f"{first}_0000.nii.gz"
     raw.rename(prepared.base / raw.name)
-    with pytest.raises(ValueError, match=f"{first} preprocessed, but no longer in"):
-        start()
+    start()  # nnU-Net does not look at raw images either
     (prepared.base / raw.name).rename(raw)
     with pytest.raises(ValueError, match="preprocessed with other plans. Run: nnUNetv2_plgcl_prep"):
         make_trainer(tiny(nnUNetTrainerPLGCL), prepared, spacing=[4.0, 4.0]).on_train_start()

@@ -188,6 +188,9 @@ def test_a_target_that_cannot_be_written_leaves_everything_as_it_was(prepared, r
         ("moves", ["../elsewhere/a.nii.gz", "a"], "elsewhere/a.nii.gz is not in "),
         ("moves", ["/elsewhere/a.nii.gz", "a"], "elsewhere/a.nii.gz is not in "),
         ("cases", "../../elsewhere", "a case in it is no name"),
+        ("cases", 5, "a case in it is no name"),
+        ("moves", "ab", "a move in it is no pair of paths"),
+        ("moves", [1, 2], "a move in it is no pair of paths"),
     ],
 )
 def test_nothing_outside_the_dataset_is_moved_back_or_removed(prepared, raw, at, elsewhere, said):

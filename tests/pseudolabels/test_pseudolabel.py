@@ -25,7 +25,7 @@ from nnunetv2_plgcl.pseudolabels.predict import (
     dice_with_mean,
     mean_probability,
 )
-from nnunetv2_plgcl.pseudolabels.record import entry
+from nnunetv2_plgcl.pseudolabels.record import RECORD, entry, pseudo_labels
 from nnunetv2_plgcl.pseudolabels.sources import read_sources
 
 MODEL = ("-d", 901, "-c", TINY, "-tr", "nnUNetTrainer", "-f", 0, "-device", "cpu", "-np", 2)
@@ -302,3 +302,10 @@ def test_a_case_is_as_sure_as_its_classes_are_on_average(tmp_path):
     assert of["reason"] == "MYO is sure by 0.50 only" and of["sha256"] == sha(file)
     empty = entry(["RV"], [math.nan], file)
     assert empty["confidence"] == 0 and "nothing" in empty["reason"]
+
+
+@pytest.mark.parametrize("cases", [5, ["a"], {"a": 5}, {"a": {}}, {"a": {"kind": "pseudo"}}])
+def test_a_damaged_record_is_named(tmp_path, cases):
+    (tmp_path / RECORD).write_text(json.dumps({"cases": cases}))
+    with pytest.raises(ValueError, match=f'{tmp_path / RECORD} is damaged: "cases" does not say'):
+        pseudo_labels(tmp_path, ".nii.gz")

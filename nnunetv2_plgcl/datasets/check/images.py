@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2_plgcl.datasets.check.finding import PARTS, Finding, Part, first, numbers
 from nnunetv2_plgcl.datasets.raw import spacing_file
 from nnunetv2_plgcl.datasets.summary import ImageSummary
-from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
 
 # An unlabelled image is far from the labelled ones beyond ...
 SPACING_FACTOR = 2.0  # times their largest, or below their smallest by this factor
@@ -34,6 +35,7 @@ def check_images(
     readable = [case for case in everything if not images[case].error]
     yield from _channels(readable, images, channels)
     yield from _values(readable, images)
+    yield from _impossible_spacing(readable, images)
     yield from _copies(parts, readable, images)
     labelled = [case for case in known["labelled"] if not images[case].error]
     others = [case for case in known["unlabelled"] if not images[case].error]
@@ -41,6 +43,48 @@ def check_images(
         yield from _spacing(labelled, others, images)
         yield from _orientation(labelled, others, images)
         yield from _intensity(labelled, others, images)
+
+
+def check_at_hand(
+    images: Mapping[str, Path],
+    raw_images: Mapping[str, Sequence[Path]],
+    images_un: Collection[str],
+    raw: Path | None,
+) -> Iterator[Finding]:
+    """Raw images that are gone, or were replaced after they had been preprocessed.
+
+    Args:
+        images: preprocessed image of each case.
+        raw_images: files of every case that is at hand.
+        images_un: cases of ``imagesUn``.
+        raw: folder of the dataset.
+    """
+    if not raw_images:
+        yield Finding("note", "The raw images are not at hand, so they are not checked.")
+        return
+    gone = [case for case in images if case not in raw_images]
+    removed = [case for case in gone if case in images_un]
+    others = [case for case in gone if case not in images_un]
+    if others:
+        yield Finding("warning", f"{some(others)}: no image in {raw}, so it is not checked.")
+    if removed:
+        yield Finding(
+            "warning",
+            f"{some(removed)}: preprocessed, but no longer in {UNLABELLED_IMAGES}. A training uses "
+            f"them all the same, until nnUNetv2_plgcl_preprocess removes them.",
+        )
+    newer = [
+        case
+        for case, files in raw_images.items()
+        if images[case].is_file()
+        and max(file.stat().st_mtime for file in files) > images[case].stat().st_mtime
+    ]
+    if 0 < len(newer) < len(raw_images):  # where all are, the raw dataset was copied here
+        yield Finding(
+            "warning",
+            f"{some(newer)}: the image is newer than what was preprocessed of it. If it was "
+            f"replaced, preprocess again.",
+        )
 
 
 def check_spacing_files(
@@ -102,6 +146,18 @@ def _values(cases: Sequence[str], images: Mapping[str, ImageSummary]) -> Iterato
                 f"{some(useless)}: the same value everywhere. Remove the images, they teach "
                 f"nothing.",
             )
+
+
+def _impossible_spacing(
+    cases: Sequence[str], images: Mapping[str, ImageSummary]
+) -> Iterator[Finding]:
+    wrong = [case for case in cases if not all(0 < s < math.inf for s in images[case].spacing)]
+    if wrong:
+        yield Finding(
+            "error",
+            f"{some(wrong)}: voxel spacing {numbers(images[wrong[0]].spacing)} mm. Correct the "
+            f"header, or the file that holds the spacing, and preprocess again.",
+        )
 
 
 def _copies(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import pickle
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from nnunetv2_plgcl.datasets.check.finding import Finding
@@ -14,26 +12,25 @@ from nnunetv2_plgcl.datasets.unlabelled import some
 
 
 def check_classes(
-    labelled: Iterable[str], folder: Path, classes: Mapping[str, Any]
+    labelled: Collection[str],
+    properties: Mapping[str, Mapping[str, Any]],
+    classes: Mapping[str, Any],
+    mend: str,
 ) -> Iterator[Finding]:
-    """Classes that no labelled case has.
+    """Classes that no labelled case has, and cases of which nnU-Net's notes are lost.
 
     Args:
         labelled: cases of the fold's ``"train"``.
-        folder: where nnU-Net preprocessed them; it noted there which classes each has.
+        properties: of them and of validation cases, from ``read_properties``.
         classes: ``"labels"`` of dataset.json.
+        mend: what to do about files that are missing or damaged.
     """
-    seen: set[int] = set()
-    for case in labelled:
-        file = folder / f"{case}.pkl"
-        if not file.is_file():
-            yield Finding("error", f"Case {case} is labelled but not preprocessed in {folder}.")
-            return
-        with open(file, "rb") as stream:
-            locations = pickle.load(stream)["class_locations"]
-        for key, voxels in locations.items():
-            if len(voxels) and not (isinstance(key, tuple) and -1 in key):
-                seen.update(key if isinstance(key, tuple) else (key,))
+    damaged = [case for case, of in properties.items() if "error" in of]
+    if damaged:
+        yield Finding("error", f"{some(damaged)}: {properties[damaged[0]]['error']} {mend}")
+    if set(damaged) & set(labelled):
+        return
+    seen = {value for case in labelled if case in properties for value in properties[case]["seen"]}
     for name, value in classes.items():
         values = values_of(value)
         if name != "ignore" and 0 not in values and not values & seen:
@@ -47,7 +44,7 @@ def check_classes(
 def check_labels(
     found: Mapping[str, Mapping[str, Any]], dataset: Mapping[str, Any]
 ) -> Iterator[Finding]:
-    """Values that dataset.json does not name, and labels that hold background alone.
+    """Values that dataset.json does not name or names twice, and labels of background alone.
 
     Args:
         found: from ``label_values``, of labelled and validation cases.
@@ -59,6 +56,7 @@ def check_labels(
     labels = label_manager(dataset)
     ignore = set() if labels.ignore_label is None else {labels.ignore_label}
     known = {int(label) for label in labels.all_labels} | ignore
+    yield from _names_and_order(dataset)
     strange: dict[float, list[str]] = {}
     nothing = []
     for case, of in found.items():
@@ -83,6 +81,24 @@ def check_labels(
             f"{some(nothing)}: no voxel of any class in the label. If it was filled with zeros for "
             f"want of a label, delete it and list the case as unlabelled; else it is learned that "
             f"nothing is there.",
+        )
+
+
+def _names_and_order(dataset: Mapping[str, Any]) -> Iterator[Finding]:
+    names: dict[frozenset[int], list[str]] = {}
+    for name, value in dataset["labels"].items():
+        names.setdefault(frozenset(values_of(value)), []).append(name)
+    for values, same in names.items():
+        if len(same) > 1:
+            text = f'"labels" of dataset.json names {sorted(values)} {" and ".join(same)}.'
+            yield Finding("warning", f"{text} Is one of them another value?")
+    known = set().union(*names)
+    strange = [v for v in dataset.get("regions_class_order") or () if int(v) not in known]
+    if strange:
+        yield Finding(
+            "warning",
+            f'"regions_class_order" of dataset.json has {strange[0]}, which "labels" does not: '
+            f"predictions would hold a value that no label has.",
         )
 
 

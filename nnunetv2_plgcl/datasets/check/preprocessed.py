@@ -9,14 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_plgcl.datasets.cache import read_once, recall
 from nnunetv2_plgcl.datasets.check.finding import Finding
-from nnunetv2_plgcl.datasets.preprocessed import read_header, read_values
+from nnunetv2_plgcl.datasets.preprocessed import read_header, read_properties, read_values
 from nnunetv2_plgcl.datasets.unlabelled import some
 
 HEADERS = "plgcl_headers.json"
 VALUES = "plgcl_values.json"
+PROPERTIES = "plgcl_properties.json"
 THREADS = 8
 
 
@@ -78,7 +80,7 @@ def check_preprocessed(
                 f"Case {case}: the preprocessed image has {image[1:]} voxels, its segmentation "
                 f"{segmentation[1:]}. {mend}",
             )
-    whole = {str(images[case]): case for case in shapes["image"]}
+    whole = {str(files[what][case]): case for what in files for case in shapes[what]}
     watched = {name: [Path(name)] for name in whole}
     if processes is None:
         values = recall(watched, cache / VALUES)
@@ -93,6 +95,21 @@ def check_preprocessed(
     not_finite = [whole[name] for name, found in values.items() if not found.get("finite", True)]
     if not_finite:
         yield Finding("error", f"{some(not_finite)}: NaN or infinite once preprocessed. {mend}")
+
+
+def properties_of(files: Mapping[str, Path], cache: Path) -> dict[str, dict[str, Any]]:
+    """What ``read_properties`` says of each case.
+
+    Args:
+        files: ``.pkl`` file of each case.
+        cache: folder to remember in.
+    """
+    arguments = {case: (file,) for case, file in files.items()}
+    watched = {case: [file] for case, file in files.items()}
+    return read_once(
+        read_properties, arguments, watched, cache / PROPERTIES, THREADS, "Opening cases",
+        threads=True,
+    )  # fmt: skip
 
 
 def _nearest(case: str, files: Mapping[str, Path]) -> str:

@@ -11,10 +11,14 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_plgcl.datasets.cache import cache_folder
 from nnunetv2_plgcl.datasets.check.finding import PARTS, Finding, Part
-from nnunetv2_plgcl.datasets.check.images import check_images, check_spacing_files
+from nnunetv2_plgcl.datasets.check.images import (
+    check_at_hand,
+    check_images,
+    check_spacing_files,
+)
 from nnunetv2_plgcl.datasets.check.labels import check_classes, check_labels
 from nnunetv2_plgcl.datasets.check.parts import check_parts
-from nnunetv2_plgcl.datasets.check.preprocessed import check_preprocessed
+from nnunetv2_plgcl.datasets.check.preprocessed import check_preprocessed, properties_of
 from nnunetv2_plgcl.datasets.description import channel_names
 from nnunetv2_plgcl.datasets.files import PARTS as KEYS_OF_A_FOLD
 from nnunetv2_plgcl.datasets.files import (
@@ -32,10 +36,10 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
     preprocessed_cases,
     require_current,
-    some,
     unlabelled_cases,
     unlabelled_folder,
 )
+from nnunetv2_plgcl.workers import one_line
 
 
 def check_training(
@@ -75,7 +79,7 @@ def check_training(
     raw = Path(paths.nnUNet_raw) / manager.dataset_name if paths.nnUNet_raw.is_set() else None
     images_un = preprocessed_cases(folder_un)
     splits_file = base / "splits_final.json"
-    splits = read_split(splits_file)
+    splits = read_split(splits_file, fold)
 
     findings: list[Finding] = []
     unlabelled: list[str] = []
@@ -107,37 +111,34 @@ def check_training(
         "validation": validation,
     }
     in_folder_un = set(images_un) & set(unlabelled)
+    mend = (
+        f"Run: nnUNetv2_preprocess -d {number} -c {configuration} -plans_name {manager.plans_name}"
+    )
     images = {
         case: (folder_un if case in in_folder_un else folder) / f"{case}.b2nd"
         for part in PARTS
         for case in parts[part]
     }
     with_label = [*labelled, *validation]
+    there = [case for case in with_label if images[case].is_file()]
     findings += check_preprocessed(
         images,
-        {case: folder / f"{case}_seg.b2nd" for case in with_label if images[case].is_file()},
+        {case: folder / f"{case}_seg.b2nd" for case in there},
         len(channel_names(dataset)),
         configuration,
-        f"Run: nnUNetv2_preprocess -d {number} -c {configuration} "
-        f"-plans_name {manager.plans_name}"
-        + (f"; for {UNLABELLED_IMAGES}, nnUNetv2_plgcl_preprocess" if in_folder_un else ""),
+        mend + (f"; for {UNLABELLED_IMAGES}, nnUNetv2_plgcl_preprocess" if in_folder_un else ""),
         cache,
         processes if all_values else None,
     )
     findings += check_parts(parts, group_by, read_group_pattern(base))
-    findings += check_classes(labelled, folder, dataset["labels"])
+    properties = properties_of({case: folder / f"{case}.pkl" for case in there}, cache)
+    findings += check_classes(labelled, properties, dataset["labels"], mend)
     reader = manager.image_reader_writer_class
     labels = label_files(raw, base, dataset, with_label)
     findings += check_labels(label_values(labels, reader, cache / LABELS_CACHE, processes), dataset)
-    files = raw_images(raw, dataset, in_folder_un)
+    files, unclear = _raw_images(raw, dataset, in_folder_un)
     wanted = {case: files[case] for case in images if case in files}
-    lost = [case for case in images if case not in files]
-    if not wanted:
-        findings.append(Finding("note", "The raw images are not at hand, so they are not checked."))
-    elif lost:
-        findings.append(
-            Finding("warning", f"{some(lost)}: no image in {raw}, so it is not checked.")
-        )
+    findings += [*unclear, *check_at_hand(images, wanted, in_folder_un, raw)]
     seen = summaries(wanted, reader, cache / IMAGES_CACHE, processes)
     findings += check_images(parts, seen, len(channel_names(dataset)))
     findings += check_spacing_files(parts, wanted)
@@ -147,24 +148,31 @@ def check_training(
     return findings
 
 
-def raw_images(
+def _raw_images(
     raw: Path | None, dataset: Mapping[str, Any], images_un: Collection[str]
-) -> dict[str, list[Path]]:
-    """Raw image files of those cases whose files are all at hand: on another machine than that
-    where a dataset was preprocessed there may be none.
+) -> tuple[dict[str, list[Path]], list[Finding]]:
+    """Raw image files of those cases whose files are all at hand, and what hinders to find others:
+    a training does not need them, and on another machine there may be none.
 
     Args:
         raw: folder of the dataset, None where there is none.
         dataset: content of dataset.json.
         images_un: cases of ``imagesUn``.
-
-    Raises:
-        ValueError: files that are named wrongly.
     """
     files: dict[str, list[Path]] = {}
-    if raw is not None and ("dataset" in dataset or holds_files(raw / "imagesTr")):
-        files |= labelled_images(raw, dataset)
-    if raw is not None and images_un and holds_files(raw / UNLABELLED_IMAGES):
-        number = len(next(iter(files.values()))) if files else None
-        files |= images_by_case(raw / UNLABELLED_IMAGES, dataset["file_ending"], number)
-    return {case: of for case, of in files.items() if all(file.is_file() for file in of)}
+    findings = []
+    for name, find in (
+        ("imagesTr", lambda folder: labelled_images(folder.parent, dataset)),
+        (UNLABELLED_IMAGES, lambda folder: images_by_case(folder, dataset["file_ending"])),
+    ):
+        if raw is None or (name == UNLABELLED_IMAGES and not images_un):
+            continue
+        try:
+            if ("dataset" in dataset and name == "imagesTr") or holds_files(raw / name):
+                files |= find(raw / name)
+        except (ValueError, OSError) as error:
+            findings.append(
+                Finding("warning", f"{one_line(error)} So the images there are not checked.")
+            )
+    whole = {case: of for case, of in files.items() if all(file.is_file() for file in of)}
+    return whole, findings
