@@ -13,6 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_plgcl.datasets.description import read_plans_file
 from nnunetv2_plgcl.datasets.files import is_name
 from nnunetv2_plgcl.model_files import read_model_file
 from nnunetv2_plgcl.settings import PLANS_KEY
@@ -80,7 +81,7 @@ def export_model(
     try:
         made = incomplete / inside
         made.mkdir(parents=True)
-        plans = json.loads((model_folder / "plans.json").read_text())
+        plans = read_plans_file(model_folder / "plans.json", configuration)
         for content in plans["configurations"].values():
             content.pop(PLANS_KEY, None)
         (made / "plans.json").write_text(json.dumps(plans, indent=4))

@@ -9,14 +9,31 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.files import read_json, write_json
+from nnunetv2_plgcl.datasets.files import read_object, write_json
 from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.settings import PLANS_KEY
 
 RECORD_KEY = "plgcl_record"  # in a checkpoint
 FILE = "plgcl_training.json"
 ALLOW_CHANGED = "PLGCL_ALLOW_CHANGED"  # environment variable, 1 to go on all the same
 CASES = "cases"
 CHANGES = "changes"
+OWN_NAMES = ("plans_name", "continue_training")  # keys of plans that may differ
+
+
+def conditions(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """What a training takes from its plans: all but their name and the settings of our trainers.
+
+    Args:
+        plans: content of a plans file.
+        configuration: whose own keys lie beside the general ones.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    resolved = dict(PlansManager(dict(plans)).get_configuration(configuration).configuration)
+    resolved.pop(PLANS_KEY, None)
+    general = {k: v for k, v in plans.items() if k not in (*OWN_NAMES, "configurations")}
+    return {**general, **resolved}
 
 
 def as_json(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +108,16 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What ``write_record`` noted; empty for a trainer that notes nothing."""
+    """What ``write_record`` noted; empty for a trainer that notes nothing.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     file = folder / FILE
-    return dict(read_json(file)) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    noted = read_object(file)
+    for key, kind in ((CASES, dict), (CHANGES, list), ("settings", dict)):
+        if not isinstance(noted.get(key, kind()), kind):
+            raise ValueError(f'"{key}" in {file} is damaged. Train anew, or restore the file.')
+    return noted

@@ -70,7 +70,7 @@ def read_fold(plans: dict, configuration: str, fold: int | str) -> Fold:
         everything = _identifiers(folder)
         return Fold(everything, everything, images_un)
     file = split_file(name)
-    splits = read_split(file) if file.is_file() else nnunet_split(folder)
+    splits = read_split(file, fold) if file.is_file() else nnunet_split(folder)
     if not isinstance(fold, int) or not 0 <= fold < len(splits):
         raise ValueError(f"{file} has no fold {fold}, it has {len(splits)}.")
     return Fold.of(splits[fold], images_un)

@@ -5,6 +5,7 @@ Each training is nnU-Net's own command in a process of its own; only its record 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunetv2_plgcl.datasets.description import read_dataset, read_plans
@@ -31,6 +33,7 @@ from nnunetv2_plgcl.datasets.raw import images_by_case
 from nnunetv2_plgcl.evaluation.folds import read_fold
 from nnunetv2_plgcl.evaluation.runs import FINAL, LABELLED, PEAK_MEMORY, RECORD, Run, read_record
 from nnunetv2_plgcl.model_files import load_model
+from nnunetv2_plgcl.record import conditions
 from nnunetv2_plgcl.settings import PLANS_KEY
 from nnunetv2_plgcl.workers import run_logged
 
@@ -78,32 +81,55 @@ def require_device(device: str) -> None:
 def write_plans_copy(
     dataset: str, plans_name: str, copy_name: str, configuration: str, settings: Mapping[str, Any]
 ) -> None:
-    """Copy a dataset's plans under another name, with settings of ours in one configuration.
+    """Write ``plans_copy`` beside the plans of a dataset, where it is not yet there.
 
     Args:
         dataset: full name.
-        plans_name, copy_name: of the original and of the copy.
-        configuration: which gets the settings, beside those that it has.
-        settings: values of the trainer's settings by name.
+        plans_name: of the original.
+        copy_name, configuration, settings: see ``plans_copy``.
 
     Raises:
-        ValueError: a plans file of that name with other content.
+        ValueError: a plans file of that name with which something else would be trained.
     """
-    folder = nnunet_folder("nnUNet_preprocessed") / dataset
-    plans = read_json(folder / f"{plans_name}.json")
-    plans["plans_name"] = copy_name
-    changed = plans["configurations"][configuration]
-    changed[PLANS_KEY] = {**changed.get(PLANS_KEY, {}), **settings}
-    file = folder / f"{copy_name}.json"
+    original, _ = read_plans(dataset, plans_name, configuration)
+    plans = plans_copy(original, copy_name, configuration, settings)
+    file = nnunet_folder("nnUNet_preprocessed") / dataset / f"{copy_name}.json"
     if not file.is_file():
         write_json(file, plans)
         return
-    there = read_json(file)
-    if there["configurations"].get(configuration) != changed:
+    there, _ = read_plans(dataset, copy_name, configuration)
+    if _trained_with(there, configuration) != _trained_with(plans, configuration):
         raise ValueError(
             f"{file} is not {plans_name}.json with {json.dumps(settings)} in {configuration}. "
             f"Remove or rename it."
         )
+
+
+def plans_copy(
+    plans: Mapping[str, Any], copy_name: str, configuration: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Plans under another name, with settings of ours in one configuration.
+
+    Args:
+        plans: content of the original.
+        copy_name: of the copy.
+        configuration: which gets the settings, beside those that it has.
+        settings: values of the trainer's settings by name.
+    """
+    copied = copy.deepcopy({**plans, "plans_name": copy_name})
+    together = {**_settings_in(copied, configuration), **settings}
+    copied["configurations"][configuration][PLANS_KEY] = together
+    return copied
+
+
+def _trained_with(plans: dict, configuration: str) -> tuple[dict, dict]:
+    return conditions(plans, configuration), _settings_in(plans, configuration)
+
+
+def _settings_in(plans: dict, configuration: str) -> dict:
+    """Those of the configuration, which may have them from another that it inherits."""
+    resolved = PlansManager(plans).get_configuration(configuration).configuration
+    return dict(resolved.get(PLANS_KEY, {}))
 
 
 def execute(job: Job) -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.paths import nnUNet_raw
+
 from nnunetv2_plgcl.datasets.description import read_plans
 from nnunetv2_plgcl.datasets.files import dataset_name, nnunet_folder
-from nnunetv2_plgcl.datasets.raw import images_by_case, labelled_images
+from nnunetv2_plgcl.datasets.raw import images_at_hand, images_by_case
 from nnunetv2_plgcl.evaluation.folds import Fold, read_fold
 from nnunetv2_plgcl.evaluation.launch import Job, is_predicted
 from nnunetv2_plgcl.evaluation.runs import Run
@@ -131,15 +133,6 @@ def make_plan(request: Request) -> Plan:
         images = images_by_case(request.test[0], dataset["file_ending"])
         references = request.test[1]
     else:
-        images = raw_images(name, dataset)
+        images = images_at_hand(Path(nnUNet_raw) / name, dataset) if nnUNet_raw.is_set() else {}
         references = nnunet_folder("nnUNet_preprocessed") / name / "gt_segmentations"
     return Plan(request, name, plans, dataset, folds, runs, images, references)
-
-
-def raw_images(name: str, dataset: Mapping[str, Any]) -> dict[str, list[Path]]:
-    """Image files of the cases of a raw dataset whose files are all at hand."""
-    try:
-        images = labelled_images(nnunet_folder("nnUNet_raw") / name, dataset)
-    except (ValueError, OSError):  # preprocessed data may have travelled alone
-        return {}
-    return {case: files for case, files in images.items() if all(f.is_file() for f in files)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,35 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 
 from nnunetv2_plgcl.datasets.check import check_training
 from nnunetv2_plgcl.datasets.check.start import find_trainer, try_start
-from nnunetv2_plgcl.datasets.description import channel_names, label_manager, read_dataset
+from nnunetv2_plgcl.datasets.description import (
+    channel_names,
+    label_manager,
+    read_dataset,
+    values_of,
+)
 from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.evaluation.conditions import (
+    Conditions,
+    expected_conditions,
+    read_conditions,
+    require_same_conditions,
+)
 from nnunetv2_plgcl.evaluation.evaluate import require_segmentation
 from nnunetv2_plgcl.evaluation.folds import ALL, Fold, nnunet_split, split_file
-from nnunetv2_plgcl.evaluation.launch import require_device
+from nnunetv2_plgcl.evaluation.launch import plans_copy, require_device
 from nnunetv2_plgcl.evaluation.plan import Plan
 from nnunetv2_plgcl.evaluation.runs import (
     LABELLED,
-    LENGTH,
     Run,
-    compared_plans,
-    read_length,
     read_record,
     require_finished,
     start_of_training,
 )
+from nnunetv2_plgcl.model_files import read_model_file
 from nnunetv2_plgcl.record import CASES, CHANGES
 from nnunetv2_plgcl.record import read_record as read_training
+from nnunetv2_plgcl.semisupervised.lock import require_free
+from nnunetv2_plgcl.semisupervised.state import newest
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 from nnunetv2_plgcl.workers import describe_failures, one_line, run_all
 
@@ -50,18 +62,11 @@ def refuse(plan: Plan) -> None:
         require_finished(plan.runs)
     finished = [run for run in plan.runs if run.is_finished()]
     waiting = [run for run in plan.runs if not run.is_finished()]
-    for run in waiting:  # maybe begun with another split
-        if LABELLED in (record := read_record(run)):
-            _require_same("labelled", set(record[LABELLED]), plan.folds[run.fold].labelled, run)
     for run in finished:
+        _require_same_labels(run, plan.dataset)
         require_split(run, plan.folds[run.fold], request.trust_split)
-    lengths = {
-        run.trainer: _length_of(plan, run) for run in {run.trainer: run for run in waiting}.values()
-    }
-    _require_same_conditions(
-        [(run, compared_plans(run), read_length(run)) for run in finished]
-        + [(run, compared_plans(run, plan.plans), lengths[run.trainer]) for run in waiting]
-    )
+    conditions = {run: read_conditions(run) for run in finished}
+    require_same_conditions(conditions | _expected(plan, waiting))
     if plan.missing():
         if request.launcher == "local":
             require_device(request.device)
@@ -73,7 +78,8 @@ def require_alike(runs: Sequence[Run], folds: Mapping[int | str, Fold], trust_sp
     """Refuse runs that were not trained under the same conditions.
 
     Labelled, unlabelled and validation cases must be those of the split, plans (but for their name
-    and our settings) and iterations those of the first run.
+    and our settings) and iterations those of the first run, our settings (but for the seed) those
+    of the same trainer's other runs.
 
     Args:
         runs: finished.
@@ -86,7 +92,7 @@ def require_alike(runs: Sequence[Run], folds: Mapping[int | str, Fold], trust_sp
     """
     for run in runs:
         require_split(run, folds[run.fold], trust_split)
-    _require_same_conditions([(run, compared_plans(run), read_length(run)) for run in runs])
+    require_same_conditions({run: read_conditions(run) for run in runs})
 
 
 def require_split(run: Run, fold: Fold, trust_split: bool) -> None:
@@ -142,34 +148,49 @@ def _require_same(part: str, of_run: set[str], listed: Sequence[str], run: Run) 
         )
 
 
-def _require_same_conditions(
-    conditions: Sequence[tuple[Run, Mapping[str, Any], Mapping[str, int]]],
-) -> None:
-    """Of plans and length of each run, trained or to be trained."""
-    first, plans, length = conditions[0]
-    for run, its_plans, its_length in conditions[1:]:
-        different = sorted(k for k in {*plans, *its_plans} if plans.get(k) != its_plans.get(k))
-        if different:
-            raise ValueError(
-                f"{run} and {first} have different plans: {', '.join(different)}. Trained with "
-                f"earlier plans? Then move {run.folder} or {first.folder} away and train again."
-            )
-        if its_length != length:
-            raise ValueError(
-                f"{run} is trained for {_in_words(its_length)}, {first} for {_in_words(length)}."
-            )
+def _require_same_labels(run: Run, dataset: Mapping[str, Any]) -> None:
+    file = run.model_folder / "dataset.json"
+    then, now = (
+        {name: values_of(value) for name, value in of["labels"].items()}
+        for of in (read_dataset(file), dataset)
+    )
+    if then != now:
+        raise ValueError(
+            f'{run} was trained with "labels" {then}, dataset.json now has {now}. Restore them, or '
+            f"train it anew. Where names alone were corrected, correct them in {file} too."
+        )
 
 
-def _in_words(length: Mapping[str, int]) -> str:
-    return " x ".join(f"{value} {name.removeprefix('num_')}" for name, value in length.items())
+def _expected(plan: Plan, waiting: Sequence[Run]) -> dict[Run, Conditions]:
+    """Of runs that are to be trained, or trained to their end.
+
+    Raises:
+        ValueError, RuntimeError: one would not start, or not go on.
+    """
+    expected = {}
+    for one in {(run.trainer, run.seed): run for run in waiting}.values():  # folds start alike
+        seed = {"seed": one.seed} if one.seed else {}
+        plans = plans_copy(plan.plans, one.plans_name, one.configuration, seed)
+        trainer, refused = try_start(one.trainer, plans, plan.dataset, one.configuration, one.fold)
+        if refused:
+            raise ValueError(refused[0].text)
+        for run in waiting:
+            if (run.trainer, run.seed) == (one.trainer, one.seed):
+                _require_continued(run, trainer, plan.folds[run.fold])
+                expected[run] = expected_conditions(run, trainer, plans)
+    return expected
 
 
-def _length_of(plan: Plan, run: Run) -> dict[str, int]:
-    """Epochs and iterations of a run that is to be trained."""
-    trainer, refused = try_start(run.trainer, plan.plans, plan.dataset, run.configuration, run.fold)
-    if refused:
-        raise ValueError(refused[0].text)
-    return {name: int(getattr(trainer, name)) for name in LENGTH}
+def _require_continued(run: Run, trainer: Any, fold: Fold) -> None:
+    """What was begun goes on as it began, and nobody else is at it."""
+    if LABELLED in (record := read_record(run)):
+        _require_same("labelled", set(record[LABELLED]), fold.labelled, run)
+    require_free(run.folder)
+    begun = newest(run.folder)
+    if begun is not None and _is_ours(type(trainer)):
+        trainer.require_continued(begun, asdict(fold))
+    elif begun is not None:
+        read_model_file(begun)
 
 
 def _require_evaluable(plan: Plan) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -12,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_plgcl.datasets.files import nnunet_folder
+from nnunetv2_plgcl.datasets.description import read_plans_file
+from nnunetv2_plgcl.datasets.files import nnunet_folder, read_object
 from nnunetv2_plgcl.model_files import read_model_file
-from nnunetv2_plgcl.settings import PLANS_KEY
+from nnunetv2_plgcl.record import conditions
 
 FINAL = "checkpoint_final.pth"
 RECORD = "plgcl_run.json"
 LABELLED = "labelled_cases"  # in the record of ``launch``
 PEAK_MEMORY = "peak_memory_bytes"
 LENGTH = ("num_epochs", "num_iterations_per_epoch")  # attributes of a trainer
-OWN_NAMES = ("plans_name", "continue_training")  # keys of plans.json that may differ
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,7 @@ class Run:
     @property
     def preprocessed(self) -> Path:
         """Labelled cases of its configuration."""
-        plans = json.loads((self.model_folder / "plans.json").read_text())
-        identifier = PlansManager(plans).get_configuration(self.configuration).data_identifier
+        identifier = compared_plans(self)["data_identifier"]
         return nnunet_folder("nnUNet_preprocessed") / self.dataset / identifier
 
     @property
@@ -121,9 +118,13 @@ def require_finished(runs: Sequence[Run]) -> None:
 
 
 def read_record(run: Run) -> dict[str, Any]:
-    """What ``launch`` noted beside a training; empty where another started it."""
+    """What ``launch`` noted beside a training; empty where another started it.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     file = run.folder / RECORD
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_object(file) if file.is_file() else {}
 
 
 def start_of_training(run: Run) -> tuple[datetime, int, bool]:
@@ -147,18 +148,22 @@ def compared_plans(run: Run, plans: dict[str, Any] | None = None) -> dict[str, A
         plans: with which it will be trained.
     """
     if plans is None:
-        plans = json.loads((run.model_folder / "plans.json").read_text())
-    manager = PlansManager(plans)
-    configuration = dict(manager.get_configuration(run.configuration).configuration)
-    configuration.pop(PLANS_KEY, None)
-    general = {k: v for k, v in plans.items() if k not in (*OWN_NAMES, "configurations")}
-    return {**general, **configuration}
+        plans = read_plans_file(run.model_folder / "plans.json", run.configuration)
+    return conditions(plans, run.configuration)
 
 
 def read_length(run: Run) -> dict[str, int]:
-    """Epochs and iterations of a training, by nnU-Net's names."""
-    debug = json.loads((run.folder / "debug.json").read_text())
-    return {name: int(debug[name]) for name in LENGTH}
+    """Epochs and iterations of a training, by nnU-Net's names.
+
+    Raises:
+        ValueError: debug.json, where nnU-Net notes them, is damaged.
+    """
+    file = run.folder / "debug.json"
+    debug = read_object(file, *LENGTH)
+    try:
+        return {name: int(debug[name]) for name in LENGTH}
+    except (TypeError, ValueError):
+        raise ValueError(f"{file} is damaged: {' or '.join(LENGTH)} is no number.") from None
 
 
 def read_course(run: Run) -> Course:

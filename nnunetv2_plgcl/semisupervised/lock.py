@@ -28,13 +28,7 @@ def only_training(folder: Path) -> Iterator[None]:
         RuntimeError: another process does; with its host and number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(f"{_owner(folder)} {folder}. Wait for it, or end it first.") from None
-    except (NotImplementedError, OSError):
-        pass
+    lock = _locked(folder)
     try:
         now = datetime.now().isoformat(" ", "seconds")
         owner = {"host": socket.gethostname(), "process": os.getpid(), "since": now}
@@ -43,6 +37,27 @@ def only_training(folder: Path) -> Iterator[None]:
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         lock.release()
+
+
+def require_free(folder: Path) -> None:
+    """Refuse a folder of results in which another process trains.
+
+    Raises:
+        RuntimeError: as ``only_training``.
+    """
+    if (folder / LOCK).is_file():
+        _locked(folder).release()
+
+
+def _locked(folder: Path) -> FileLock:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(f"{_owner(folder)} {folder}. Wait for it, or end it first.") from None
+    except (NotImplementedError, OSError):
+        pass
+    return lock
 
 
 def _owner(folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -146,6 +146,31 @@ class ResumableTraining(SemiSupervisedStep):
         if Path(filename).name == "checkpoint_best.pth":
             states.make_latest(Path(filename))
 
+    def require_continued(self, file: Path, cases: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a checkpoint that this training would not go on from. Nothing is loaded.
+
+        Args:
+            file: the checkpoint.
+            cases: of each part of the fold.
+
+        Raises:
+            RuntimeError, ValueError: as ``load_checkpoint``.
+        """
+        noted = self._noted_in(self._read_own(file))
+        record.require_same(noted, self._given(cases), file)
+
+    def _read_own(self, file: str | Path) -> dict[str, Any]:
+        """A checkpoint of this trainer, configuration, plans and dataset."""
+        checkpoint = states.read_checkpoint(file)
+        expected = {
+            "trainer_name": type(self).__name__,
+            "configuration": self.configuration_name,
+            "plans_name": self.plans_manager.plans_name,
+            "dataset_name": self.plans_manager.dataset_name,
+        }
+        states.check_origin(checkpoint, expected, file)
+        return checkpoint
+
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:  # type: ignore[override]
         """Continue exactly where the checkpoint was written.
 
@@ -154,14 +179,7 @@ class ResumableTraining(SemiSupervisedStep):
             ValueError: it belongs to another trainer, configuration, plans or dataset; other
                 settings or cases; settings that need other tensors.
         """
-        checkpoint = states.read_checkpoint(filename_or_checkpoint)
-        expected = {
-            "trainer_name": type(self).__name__,
-            "configuration": self.configuration_name,
-            "plans_name": self.plans_manager.plans_name,
-            "dataset_name": self.plans_manager.dataset_name,
-        }
-        states.check_origin(checkpoint, expected, filename_or_checkpoint)
+        checkpoint = self._read_own(filename_or_checkpoint)
         if not self.was_initialized:
             self.initialize()
         self._loaded = filename_or_checkpoint
@@ -192,25 +210,27 @@ class ResumableTraining(SemiSupervisedStep):
         in_plans = {k: v for k, v in configuration.get(PLANS_KEY, {}).items() if k in earlier}
         return {**noted, "settings": {**earlier, **in_plans, **noted.get("settings", {})}}
 
+    def _given(self, cases: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The record of this training, with the cases of the parts that are known."""
+        return record.as_json(
+            {
+                record.CASES: {part: sorted(names) for part, names in cases.items()},
+                "settings": asdict(self.config),
+                "plans": record.conditions(self.plans_manager.plans, self.configuration_name),
+                "labels": self.dataset_json["labels"],
+                "regions_class_order": self.dataset_json.get("regions_class_order"),
+                "epochs": self.num_epochs,
+                "iterations": self.num_iterations_per_epoch,
+            }
+        )
+
     def _note(self, cases: dict[str, list[str]]) -> None:
         """Compare with what the loaded checkpoint notes, then note it.
 
         Args:
             cases: of the parts that are known by now.
         """
-        configuration = dict(self.configuration_manager.configuration)
-        configuration.pop(PLANS_KEY, None)
-        now = record.as_json(
-            {
-                record.CASES: {part: sorted(names) for part, names in cases.items()},
-                "settings": asdict(self.config),
-                "plans": configuration,
-                "labels": self.dataset_json["labels"],
-                "epochs": self.num_epochs,
-                "iterations": self.num_iterations_per_epoch,
-            }
-        )
-        noted = self._record
+        now, noted = self._given(cases), self._record
         changes = list(noted.get(record.CHANGES, []))
         if self._loaded is not None:
             for change in record.require_same(noted, now, self._loaded):

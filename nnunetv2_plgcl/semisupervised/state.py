@@ -18,6 +18,10 @@ from torch import Tensor
 STATE_KEY = "plgcl"
 UNFINISHED = ".tmp"
 _number = itertools.count()
+OF_NNUNET = (  # what nnUNetTrainer.save_checkpoint writes and load_checkpoint reads
+    "network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema",
+    "current_epoch", "init_args", "trainer_name",
+)  # fmt: skip
 IN_ORDER_OF_C = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
@@ -123,7 +127,13 @@ def _move(files: list[Path]) -> str:
     return "; ".join(f"mv {shlex.quote(str(f))} {shlex.quote(f'{f}.damaged')}" for f in files)
 
 
-def check_origin(checkpoint: dict[str, Any], expected: dict[str, Any], file: str | Path) -> None:
+def newest(folder: Path) -> Path | None:
+    """The checkpoint that --c of nnUNetv2_train goes on from; None where there is none."""
+    files = (folder / name for name in IN_ORDER_OF_C)
+    return next((file for file in files if file.is_file()), None)
+
+
+def check_origin(checkpoint: Any, expected: dict[str, Any], file: str | Path) -> None:
     """Refuse a checkpoint of another trainer, configuration, plans or dataset.
 
     Args:
@@ -132,14 +142,20 @@ def check_origin(checkpoint: dict[str, Any], expected: dict[str, Any], file: str
             ``dataset_name`` of the training that wants to load it.
 
     Raises:
-        ValueError: they differ; both are named.
+        ValueError: they differ, and both are named; or it is no checkpoint of nnU-Net.
     """
-    init_args = checkpoint["init_args"]
+    lost = [key for key in OF_NNUNET if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if lost:
+        raise ValueError(
+            f"{file} is no checkpoint of a training in nnU-Net, it has no {', '.join(lost)}. Move "
+            f"it away. (Weights to begin with: nnUNetv2_train -pretrained_weights FILE.)"
+        )
+    plans = checkpoint["init_args"]["plans"]
     found = {
         "trainer_name": checkpoint["trainer_name"],
-        "configuration": init_args["configuration"],
-        "plans_name": init_args["plans"]["plans_name"],
-        "dataset_name": init_args["plans"]["dataset_name"],
+        "configuration": checkpoint["init_args"]["configuration"],
+        "plans_name": plans["plans_name"],
+        "dataset_name": plans["dataset_name"],
     }
     different = [
         f"{name} {found[name]!r} (this training: {value!r})"

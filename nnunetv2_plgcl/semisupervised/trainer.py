@@ -185,7 +185,7 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
     def _open_unlabelled(self) -> loaders.UnlabelledDataset:
         base = Path(self.preprocessed_dataset_folder_base)
         splits_file = base / "splits_final.json"
-        splits = read_split(splits_file)
+        splits = read_split(splits_file, self.fold)
         dataset_id = dataset_number(self.plans_manager.dataset_name)
         folder_un = unlabelled_folder(base, self.configuration_manager.data_identifier)
         if nnUNet_raw.is_set():

@@ -1,88 +1,23 @@
 """Real (tiny) trainings of nnU-Net's trainer and ours, compared from the command line."""
 
-import csv
 import json
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
-from conftest import TINY, Prepared, add_island
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
-from training import EXT_TRAINERS, command_environment, nnunet_command
+from comparing import OURS, STOCK, arguments, change_json, failure, fold_of, read_csv
+from conftest import TINY, add_island
 
 from nnunetv2_plgcl import commands
 from nnunetv2_plgcl.datasets.raw import images_by_case
 from nnunetv2_plgcl.datasets.unlabelled import preprocessed_cases
-from nnunetv2_plgcl.evaluation import launch, refuse, runs
-from nnunetv2_plgcl.evaluation.folds import Fold
+from nnunetv2_plgcl.evaluation import launch, runs
 from nnunetv2_plgcl.record import FILE as TRAINING
-
-STOCK, OURS = "nnUNetTrainer_tiny", "nnUNetTrainerPLGCL_tiny"
-
-
-def arguments(output: Path, *more: object) -> list[str]:
-    words = ("-d", 901, "-c", TINY, "-f", 0, "-tr", STOCK, OURS, "-o", output, "-np", 1, *more)
-    return [str(word) for word in words]
-
-
-def run(prepared: Prepared, *words: object) -> str:
-    done = subprocess.run(
-        nnunet_command(*words), env=command_environment(prepared), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def trained(prepared_once, tmp_path_factory) -> Prepared:
-    """Both trainers twice, by --run; the comparison lies in ``base / "compared"``."""
-    base = tmp_path_factory.mktemp("compared")
-    mine = Prepared(base, prepared_once.name, prepared_once.split)
-    shutil.copytree(prepared_once.base, base, dirs_exist_ok=True)
-    command = arguments(base / "compared", "--run", "--seeds", 2, "-device", "cpu")
-    printed = run(mine, "nnUNetv2_plgcl_compare", *command)
-    (base / "printed.txt").write_text(printed)
-    return mine
-
-
-@pytest.fixture
-def copy(trained, tmp_path, monkeypatch, in_this_process) -> Prepared:
-    """A private copy of the trained models, compared in this process."""
-    mine = Prepared(tmp_path / "copy", trained.name, trained.split)
-    shutil.copytree(trained.base, mine.base)
-    for name, value in mine.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("nnUNet_extTrainer", str(EXT_TRAINERS))
-    return mine
-
-
-def fold_of(prepared: Prepared, trainer: str, seed: int = 0) -> Path:
-    plans = "nnUNetPlans" + (f"_seed{seed}" if seed else "")
-    return prepared.results / f"{trainer}__{plans}__{TINY}" / "fold_0"
-
-
-def read_csv(file: Path) -> list[dict[str, str]]:
-    with open(file) as stream:
-        return list(csv.DictReader(stream))
-
-
-def change_json(file: Path, **values: object) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
-def failure(prepared: Prepared, *more: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        commands.compare(arguments(prepared.base / "out", *more))
-    message = str(stopped.value.code)
-    assert message.startswith("nnUNetv2_plgcl_compare: ") and "\n" not in message
-    return message
 
 
 def test_scores_are_those_of_nnunet_and_repetitions_are_averaged_first(trained):
@@ -192,157 +127,6 @@ def test_postprocessed_predictions_are_compared(copy, nnunet_in_threads):
     assert "postprocessing" in (copy.base / "out" / "report.html").read_text()
 
 
-def test_unlike_runs_are_refused_by_name(copy):
-    ours = fold_of(copy, OURS)
-    split = copy.preprocessed / "splits_final.json"
-    original = split.read_text()
-    (fold,) = json.loads(original)
-
-    change_json(ours / "debug.json", num_epochs="5")
-    message = failure(copy)
-    assert "5 epochs" in message and "4 epochs" in message and OURS in message
-    change_json(ours / "debug.json", num_epochs="4")
-
-    plans = json.loads((ours.parent / "plans.json").read_text())
-    plans["configurations"][TINY]["patch_size"] = [32, 32]
-    (ours.parent / "plans.json").write_text(json.dumps(plans))
-    assert re.search(r"different plans: patch_size", failure(copy))
-    plans["configurations"][TINY]["patch_size"] = [48, 48]
-    (ours.parent / "plans.json").write_text(json.dumps(plans))
-
-    labelled, other = fold["train"][0], fold["unlabelled"][0]
-    swapped = {**fold, "train": [other, *fold["train"][1:]]}
-    split.write_text(json.dumps([swapped]))
-    message = failure(copy)
-    assert "other labelled cases" in message and labelled in message and other in message
-
-    fewer = fold["unlabelled"][1:]
-    split.write_text(json.dumps([{**fold, "unlabelled": fewer}]))
-    message = failure(copy)
-    assert "other unlabelled cases" in message and fold["unlabelled"][0] in message
-
-    split.write_text(json.dumps([{**fold, "val": fold["val"][:1]}]))
-    message = failure(copy)
-    assert "other validation cases" in message and fold["val"][1] in message
-
-
-def test_a_run_that_goes_on_keeps_what_was_noted_when_it_began(copy):
-    """Else a split that was changed in between would be taken for the one of the training."""
-    stock = fold_of(copy, STOCK)
-    before = json.loads((stock / runs.RECORD).read_text())
-    (stock / "validation" / "summary.json").unlink()
-    file = copy.preprocessed / "splits_final.json"
-    (fold,) = json.loads(file.read_text())
-    swapped = {**fold, "train": fold["unlabelled"][:4], "unlabelled": fold["train"]}
-    file.write_text(json.dumps([swapped]))
-    message = failure(copy, "--run", "-device", "cpu")
-    assert f"{STOCK} (fold 0, seed 0) has other labelled cases" in message
-    assert json.loads((stock / runs.RECORD).read_text()) == before
-
-
-def test_runs_that_note_no_cases_are_held_against_their_log_and_the_splits_date(copy):
-    """As with nnU-Net's trainer started by hand; ours notes its cases in any case."""
-    both = [runs.Run(copy.name, t, "nnUNetPlans", TINY, 0, 0) for t in (STOCK, OURS)]
-    for one in both:
-        (one.folder / runs.RECORD).unlink()
-    file = copy.preprocessed / "splits_final.json"
-    (fold,) = json.loads(file.read_text())
-
-    def check(trust: bool = False, train: list[str] = fold["train"]) -> None:
-        refuse.require_alike(both, {0: Fold(train, fold["val"], fold["unlabelled"])}, trust)
-
-    os.utime(file, (0, 0))
-    check()
-    os.utime(file)
-    with pytest.raises(ValueError, match="younger than the training of nnUNetTrainer_tiny"):
-        check()
-    check(trust=True)
-    with pytest.raises(ValueError, match="had 4 labelled cases"):
-        check(trust=True, train=fold["train"][1:])
-    swapped = [fold["unlabelled"][0], *fold["train"][1:]]
-    with pytest.raises(ValueError, match=r"PLGCL_tiny \(fold 0, seed 0\) has other labelled cases"):
-        check(trust=True, train=swapped)
-
-
-@pytest.fixture
-def here(copy, monkeypatch):
-    """Jobs run in this process; the list gets the name of each that does."""
-    done: list[str] = []
-
-    def execute(jobs, logs, at_once):
-        for job in jobs:
-            done.append(job.run.name)
-            launch.execute(job)
-
-    monkeypatch.setattr(launch, "launch_local", execute)
-    monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setattr(nnUNetTrainer, "default_num_processes", 1)  # each takes seconds to start
-    return done
-
-
-def test_what_cannot_be_compared_is_refused_before_the_first_training(copy, here, tmp_path):
-    """The baseline would be trained to its end first; what stops the others is known by then."""
-    raw, split = copy.base / "nnUNet_raw" / copy.name, copy.preprocessed / "splits_final.json"
-    shutil.rmtree(copy.results)
-    run_both = ("--run", "-device", "cpu")
-    longer = failure(copy, *run_both, "-tr", STOCK, OURS, "nnUNetTrainer_5epochs")
-    assert "5 epochs x 250 iterations" in longer and "4 epochs x 3 iterations" in longer
-    assert "nnUNetTrainerNothing" in failure(copy, *run_both, "-tr", STOCK,
-                                                        "nnUNetTrainerNothing")  # fmt: skip
-    plans_file = copy.preprocessed / "nnUNetPlans.json"
-    plans = plans_file.read_text()
-    changed = json.loads(plans)
-    changed["configurations"][TINY]["plgcl"] = {"ema_decay": 2}
-    plans_file.write_text(json.dumps(changed))
-    assert f"{OURS} does not start: 'ema_decay'" in failure(copy, *run_both)
-    changed["configurations"][TINY].update(plgcl={}, batch_size=1)
-    plans_file.write_text(json.dumps(changed))
-    assert "The batch size of configuration 2d_tiny is 1" in failure(copy, *run_both)
-    plans_file.write_text(plans)
-
-    original = split.read_text()
-    (fold,) = json.loads(original)
-    split.write_text(json.dumps([{"train": fold["train"], "val": fold["val"]}]))
-    assert "names no unlabelled case" in failure(copy, *run_both)
-    split.write_text(original)
-
-    reference = copy.preprocessed / "gt_segmentations" / f"{fold['val'][0]}.nii.gz"
-    kept = reference.read_bytes()
-    image = sitk.ReadImage(reference)
-    sitk.WriteImage(image[1:], reference)
-    assert f"{reference} has shape" in failure(copy, *run_both)
-    sitk.WriteImage(image * 7, reference)
-    assert "value 7 in the label" in failure(copy, *run_both)
-    reference.unlink()
-    assert f"{fold['val'][0]} without a reference" in failure(copy, *run_both)
-    reference.write_bytes(kept)
-
-    for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
-    shutil.copy(reference, tmp_path / "labels")
-    for channel in (0, 1):
-        shutil.copy(raw / "imagesTr" / f"{fold['val'][0]}_0000.nii.gz",
-                    tmp_path / "images" / f"{fold['val'][0]}_{channel:04d}.nii.gz")  # fmt: skip
-    test = ("--test", tmp_path / "images", tmp_path / "labels")
-    assert "has 2 channels, dataset.json names 1" in failure(copy, *run_both, *test)
-    assert "add --test" in failure(copy, "-f", "all", *run_both)
-    assert here == [] and not list(copy.results.rglob("*.pth"))
-
-
-def test_a_finished_run_that_does_not_fit_is_refused_before_the_others_are_trained(copy, here):
-    shutil.rmtree(fold_of(copy, OURS))
-    change_json(fold_of(copy, STOCK) / "debug.json", num_epochs="5")
-    message = failure(copy, "--run", "-device", "cpu")
-    assert "5 epochs" in message and "4 epochs" in message
-    change_json(fold_of(copy, STOCK) / "debug.json", num_epochs="4")
-    plans_file = copy.preprocessed / "nnUNetPlans.json"
-    plans = json.loads(plans_file.read_text())
-    plans["configurations"][TINY]["patch_size"] = [32, 32]
-    plans_file.write_text(json.dumps(plans))
-    assert "different plans: patch_size" in failure(copy, "--run", "-device", "cpu")
-    assert here == []
-
-
 def test_images_without_label_beside_nnunets_own_folds(copy, here, capsys):
     """The way of a clinician: labelled cases in imagesTr, the others in imagesUn, no split."""
     raw = copy.base / "nnUNet_raw" / copy.name
@@ -403,18 +187,3 @@ def test_fold_all_on_test_cases(copy, here, tmp_path):
     rows = read_csv(copy.base / "out" / "scores.csv")
     assert {row["case"] for row in rows} == set(copy.split["val"])
     assert {(row["fold"], row["labelled"]) for row in rows} == {("all", "12")}
-
-
-def test_what_is_missing_is_said_before_anything_is_done(copy):
-    shutil.rmtree(fold_of(copy, OURS) / "validation")
-    message = failure(copy)
-    assert f"{OURS} (fold 0, seed 0) is not finished" in message
-    assert f"nnUNetv2_train {copy.name} {TINY} 0 -tr {OURS} -p nnUNetPlans --c" in message
-    assert "has no fold 3" in failure(copy, "-f", "3")
-    assert "nnUNetTrainerNothing" in failure(copy, "-tr", "nnUNetTrainerNothing", "--run")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said_in_one_line(copy):
-    shutil.rmtree(fold_of(copy, OURS))
-    assert "no cuda device" in failure(copy, "--run")

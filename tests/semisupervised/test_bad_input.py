@@ -106,6 +106,27 @@ def test_a_checkpoint_of_another_configuration(prepared):
         make_trainer(tiny(nnUNetTrainerPLGCL), prepared).load_checkpoint(file)
 
 
+@pytest.mark.parametrize(
+    "key", ["network_weights", "optimizer_state", "current_epoch", "init_args"]
+)
+def test_a_checkpoint_that_lacks_a_part(prepared, key):
+    file = finished(prepared)
+    checkpoint = torch.load(file, weights_only=False)
+    del checkpoint[key]
+    torch.save(checkpoint, file)
+    with pytest.raises(ValueError, match=f"{file} is no checkpoint of .*, it has no {key}. Move"):
+        make_trainer(tiny(nnUNetTrainerPLGCL), prepared).load_checkpoint(file)
+
+
+@pytest.mark.parametrize("content", [{"conv.weight": torch.ones(2)}, [1, 2], torch.ones(3), None])
+def test_a_file_of_something_else_is_no_checkpoint(prepared, tmp_path, content):
+    torch.save(content, tmp_path / "checkpoint_latest.pth")
+    with pytest.raises(ValueError, match="is no checkpoint of a training in nnU-Net"):
+        make_trainer(tiny(nnUNetTrainerPLGCL), prepared).load_checkpoint(
+            str(tmp_path / "checkpoint_latest.pth")
+        )
+
+
 def test_a_checkpoint_of_plain_nnunet(prepared):
     file = finished(prepared)
     checkpoint = torch.load(file, weights_only=False)

@@ -48,6 +48,10 @@ def test_other_settings_and_plans_are_refused_by_name(prepared, interrupted):
             make_trainer(TRAINER, prepared, settings).load_checkpoint(interrupted)
     with pytest.raises(ValueError, match="another training: plans.batch_size was 4, is 6"):
         make_trainer(TRAINER, prepared, batch_size=6).load_checkpoint(interrupted)
+    trainer = make_trainer(TRAINER, prepared)
+    trainer.plans_manager.plans["transpose_backward"] = [0, 2, 1]
+    with pytest.raises(ValueError, match="another training: plans.transpose_backward was"):
+        trainer.load_checkpoint(interrupted)
     with pytest.raises(ValueError, match="another training: epochs was 3, is 5"):
         make_trainer(tiny(nnUNetTrainerPLGCL, 5, 1), prepared).load_checkpoint(interrupted)
     make_trainer(TRAINER, prepared).load_checkpoint(interrupted)
