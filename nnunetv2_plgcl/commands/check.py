@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nnunetv2_plgcl.commands.arguments import (
     add_dataset,
@@ -14,6 +15,11 @@ from nnunetv2_plgcl.commands.arguments import (
     fold,
 )
 from nnunetv2_plgcl.commands.errors import errors_in_one_line
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunetv2_plgcl.datasets.check import Finding
 
 
 def check(argv: Sequence[str] | None = None) -> None:
@@ -48,9 +54,28 @@ def check(argv: Sequence[str] | None = None) -> None:
         if trainer is not None:
             length = getattr(getattr(trainer, "config", None), "memory_length", 0)
             findings.append(library.estimate_memory(plans, dataset, args.c, length))
+            findings += _first_stage(trainer, plans, args.c, args.f)
     for finding in findings:
         print(f"{finding.level:8}{finding.text}")
     errors = sum(finding.level == "error" for finding in findings)
     warnings = sum(finding.level == "warning" for finding in findings)
     print(f"{errors} errors, {warnings} warnings.")
     sys.exit(1 if errors else 0)
+
+
+def _first_stage(
+    trainer: nnUNetTrainer, plans: dict, configuration: str, fold_number: int | str
+) -> list[Finding]:
+    """What the second stage of a cascade lacks of the first one."""
+    from nnunetv2_plgcl.datasets.check import Finding
+    from nnunetv2_plgcl.evaluation.folds import read_fold
+    from nnunetv2_plgcl.semisupervised.cascade import require_first_stage
+
+    if not trainer.is_cascaded:
+        return []
+    try:
+        cases = read_fold(plans, configuration, fold_number)
+        require_first_stage(trainer, [*cases.labelled, *cases.validation], cases.unlabelled)
+    except (ValueError, FileNotFoundError) as error:
+        return [Finding("error", str(error))]
+    return []

@@ -128,6 +128,20 @@ def unlabelled_cases(
     return cases
 
 
+def require_one_place(images_un: Sequence[str], folder: Path) -> None:
+    """Refuse preprocessed images of ``imagesUn`` that are among those of ``imagesTr`` too.
+
+    Raises:
+        ValueError: with their names.
+    """
+    both = [case for case in images_un if (folder / f"{case}.b2nd").is_file()]
+    if both:
+        raise ValueError(
+            f"{some(both)}: in {UNLABELLED_IMAGES} and in imagesTr. A case is labelled or "
+            f"unlabelled: remove or rename one, and preprocess again."
+        )
+
+
 def require_current(
     folder_un: Path, plans: dict, configuration: str, raw_images: Path, file_ending: str
 ) -> None:

@@ -42,6 +42,7 @@ from nnunetv2_plgcl.evaluation.runs import (
 from nnunetv2_plgcl.model_files import read_model_file
 from nnunetv2_plgcl.record import CASES, CHANGES
 from nnunetv2_plgcl.record import read_record as read_training
+from nnunetv2_plgcl.semisupervised.cascade import require_first_stage
 from nnunetv2_plgcl.semisupervised.lock import require_free
 from nnunetv2_plgcl.semisupervised.state import newest
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
@@ -182,10 +183,12 @@ def _expected(plan: Plan, waiting: Sequence[Run]) -> dict[Run, Conditions]:
 
 
 def _require_continued(run: Run, trainer: Any, fold: Fold) -> None:
-    """What was begun goes on as it began, and nobody else is at it."""
+    """What was begun goes on as it began, nobody else is at it, and a first stage was trained."""
     if LABELLED in (record := read_record(run)):
         _require_same("labelled", set(record[LABELLED]), fold.labelled, run)
     require_free(run.folder)
+    unlabelled = fold.unlabelled if _is_ours(type(trainer)) else []
+    require_first_stage(trainer, [*fold.labelled, *fold.validation], unlabelled)
     begun = newest(run.folder)
     if begun is not None and _is_ours(type(trainer)):
         trainer.require_continued(begun, asdict(fold))

@@ -19,7 +19,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUN
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
+from nnunetv2_plgcl.datasets.unlabelled import require_one_place, some
 from nnunetv2_plgcl.semisupervised.views import WeakStrongViews
 from nnunetv2_plgcl.workers import one_line
 
@@ -96,12 +96,7 @@ def unlabelled_dataset(
             f"Unlabelled cases are read from Blosc2 files (.b2nd), but {folder} holds "
             f"{dataset_class.__name__} files. Preprocess again with nnU-Net 2.8 or newer: {mend}"
         )
-    both = [case for case in images_un if (folder / f"{case}.b2nd").is_file()]
-    if both:
-        raise ValueError(
-            f"{some(both)}: in {UNLABELLED_IMAGES} and in imagesTr. A case is labelled or "
-            f"unlabelled: remove or rename one, and preprocess again."
-        )
+    require_one_place(images_un, folder)
     in_folder_un = set(images_un)
     folders = {case: folder_un if case in in_folder_un else folder for case in cases}
     missing = [case for case, where in folders.items() if not (where / f"{case}.b2nd").is_file()]

@@ -1,5 +1,6 @@
 """Both stages of a cascade train on unlabelled cases."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from training import tiny
 
+from nnunetv2_plgcl import commands
 from nnunetv2_plgcl.semisupervised import cascade
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
@@ -19,11 +21,16 @@ SECOND = f"{TINY}_cascade"
 TRAINER = tiny(nnUNetTrainerPLGCL, 2, 2)
 
 
-def stage(prepared, name):
-    plans = prepared.plans()
+def cascaded(plans):
     configurations = plans["configurations"]
     configurations[SECOND] = {"inherits_from": TINY, "previous_stage": TINY}
     configurations[TINY]["next_stage"] = SECOND
+    return plans
+
+
+def stage(prepared, name):
+    plans = cascaded(prepared.plans())
+    configurations = plans["configurations"]
     plans["continue_training"] = False
     settings = {"warmup_fraction": 0.0, "cutout_probability": 1.0}
     configurations[SECOND]["plgcl"] = configurations[TINY]["plgcl"] = settings
@@ -73,6 +80,24 @@ def test_the_second_stage_trains_on_what_the_first_predicted(prepared, monkeypat
     np.testing.assert_array_equal(loaded, stored)
 
     stage(prepared, SECOND).run_training()
+
+
+def test_the_check_asks_for_the_first_stage(prepared, capsys):
+    (prepared.preprocessed / "nnUNetPlans.json").write_text(json.dumps(cascaded(prepared.plans())))
+    model = prepared.results / f"nnUNetTrainerPLGCL__nnUNetPlans__{TINY}"
+    for status, errors in ((1, "1 errors"), (0, "0 errors")):
+        with pytest.raises(SystemExit) as stopped:
+            commands.check(["-d", "901", "-c", SECOND, "-f", "0"])
+        out = capsys.readouterr().out
+        assert stopped.value.code == status and errors in out
+        assert (
+            f"made at the end of: nnUNetv2_train 901 {TINY} 0 -tr nnUNetTrainerPLGCL" in out
+        ) == (status == 1)
+        for folder, parts in ((model, ("train", "val")), (model / "fold_0", ("unlabelled",))):
+            predicted = folder / "predicted_next_stage" / SECOND
+            predicted.mkdir(parents=True, exist_ok=True)
+            for case in (case for part in parts for case in prepared.split[part]):
+                (predicted / f"{case}.b2nd").touch()
 
 
 def test_the_network_sees_the_image_and_one_channel_for_each_label():

@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_plgcl.datasets.check.finding import Finding
@@ -30,7 +31,8 @@ def try_start(
         fold: number, or ``"all"``.
 
     Returns:
-        The trainer, None if it refused; and what it said then.
+        The trainer, None if it refused; and what it said then. Its results would go nowhere, but it
+        knows where the first stage of its cascade has put its own.
 
     Raises:
         RuntimeError: there is no such trainer.
@@ -38,11 +40,15 @@ def try_start(
     trainer_class = find_trainer(trainer_name)
     plans = copy.deepcopy({**plans, "continue_training": False})  # as nnUNetv2_train passes them
     try:
-        with _results_nowhere(), redirect_stdout(io.StringIO()):
-            trainer: Any = trainer_class(
-                plans, configuration, fold, copy.deepcopy(dataset), torch.device("cpu")
-            )
-            trainer.initialize()
+        with redirect_stdout(io.StringIO()):
+            arguments = plans, configuration, fold, copy.deepcopy(dataset), torch.device("cpu")
+            with _results_nowhere() as nowhere:
+                trainer: Any = trainer_class(*arguments)
+                trainer.initialize()
+            first_stage = trainer.folder_with_segs_from_previous_stage
+            if first_stage is not None and nnUNet_results.is_set():
+                inside = os.path.relpath(first_stage, nowhere)
+                trainer.folder_with_segs_from_previous_stage = os.path.join(nnUNet_results, inside)
     except Exception as error:  # nnU-Net asserts, too
         said = f"{trainer_name} does not start: {one_line(error)}"
         if not isinstance(error, (ValueError, RuntimeError, AssertionError)):  # of no one's making
@@ -63,12 +69,12 @@ def find_trainer(name: str) -> type:
 
 
 @contextmanager
-def _results_nowhere() -> Iterator[None]:
+def _results_nowhere() -> Iterator[str]:
     before = os.environ.get("nnUNet_results")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["nnUNet_results"] = folder
         try:
-            yield
+            yield folder
         finally:
             if before is None:
                 del os.environ["nnUNet_results"]

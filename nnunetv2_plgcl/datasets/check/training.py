@@ -36,6 +36,7 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
     preprocessed_cases,
     require_current,
+    require_one_place,
     unlabelled_cases,
     unlabelled_folder,
 )
@@ -88,6 +89,7 @@ def check_training(
             ending = dataset["file_ending"]
             require_replanned(raw, base, folder)
             require_current(folder_un, plans, configuration, raw / UNLABELLED_IMAGES, ending)
+        require_one_place(images_un, folder)
         unlabelled = unlabelled_cases(splits, fold, splits_file, number, images_un)
     except (ValueError, FileNotFoundError) as error:
         findings.append(Finding("error", str(error)))
