@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ def errors_in_one_line(command: str) -> Iterator[None]:
         command: name, at the start of the line.
     """
     try:
-        yield
+        with warnings.catch_warnings():  # of PyTorch about itself, which no user can heed
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+            yield
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"{command}: {error}")
     except KeyboardInterrupt:
