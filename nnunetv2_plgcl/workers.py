@@ -84,7 +84,7 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Inside, an error that does not name the file becomes a ValueError that does.
+    """Inside, an error becomes a ValueError of one line that names the file.
 
     nnU-Net's readers print what is wrong and raise an error without words. What they print is kept
     from the console and becomes the words of such an error.
@@ -95,7 +95,7 @@ def naming(file: Path) -> Iterator[None]:
             yield
     except Exception as error:
         if str(file) in str(error):
-            raise
+            raise ValueError(one_line(error)) from error
         said = one_line(error) if str(error) else " ".join(printed.getvalue().split())
         raise ValueError(f"{file}: {said or type(error).__name__}") from error
 

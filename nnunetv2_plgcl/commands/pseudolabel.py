@@ -51,7 +51,8 @@ def pseudolabel(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--iterate", type=positive, default=1, metavar="N",
-        help="rounds; between them a model is trained on the new dataset, numbered ID, ID+1, ...",
+        help="rounds; between them a model is trained on the new dataset, numbered ID, ID+1, ..., "
+        "with TRAINER, or with nnUNetTrainer where TRAINER needs unlabelled cases",
     )  # fmt: skip
     parser.add_argument(
         "--rank", action="store_true",
@@ -67,20 +68,22 @@ def pseudolabel(argv: Sequence[str] | None = None) -> None:
         from nnunetv2_plgcl.pseudolabels.rounds import Request
         from nnunetv2_plgcl.pseudolabels.rounds import pseudolabel as label
 
-        result = label(
+        results = label(
             Request(
                 args.d, args.c, args.tr, args.f, plans=args.p, device=args.device, output=args.o,
                 filter=args.filter, min_confidence=args.min_confidence,
                 new_dataset=args.new_dataset, rounds=args.iterate, processes=args.np,
             )
         )  # fmt: skip
+        for number, result in enumerate(results, start=1):
+            if len(results) > 1:
+                print(f"round {number}:")
+            for case, reason in result.left_out.items():
+                print(f"left out: {case}: {reason}")
+            if result.dataset:
+                number_of = len(set(result.cases) - set(result.left_out))
+                print(f"{result.dataset}: {number_of} pseudo-labels.")
         if args.rank:
             print("\n".join(describe_ranking(result.cases)))
-        for case, reason in result.left_out.items():
-            print(f"left out: {case}: {reason}")
-        if result.dataset:
-            print(
-                f"{result.dataset}: {len(set(result.cases) - set(result.left_out))} pseudo-labels."
-            )
         print("Written: " + ", ".join(str(file) for file in result.files))
         print(f"Next: {result.following}")

@@ -20,11 +20,13 @@ def split(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--labelled", nargs="+", metavar="AMOUNT|NAME",
         help="with a decimal point the fraction of the groups outside validation (0.1), without "
-        "one a number of groups (7; 1 is one group), or names of groups or cases",
+        "one a number of groups (7; 1 is one group), or names of groups or cases (default in a "
+        "dataset with pseudo-labels: all that have a true or corrected label)",
     )  # fmt: skip
     parser.add_argument(
-        "--val", nargs="+", default=["0.2"], metavar="AMOUNT|NAME",
-        help="validation groups: fraction of all groups, number, or names (default 0.2)",
+        "--val", nargs="+", metavar="AMOUNT|NAME",
+        help="validation groups: fraction of all groups, number, or names (default 0.2; in a "
+        "dataset with pseudo-labels the validation cases of the model that wrote them)",
     )  # fmt: skip
     add_group_pattern(parser)
     parser.add_argument(
@@ -42,8 +44,8 @@ def split(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--undo", action="store_true", help="undo --strict")
     args = parser.parse_args(argv)
-    if args.undo == (args.labelled is not None):
-        parser.error("--labelled is needed, or --undo alone")
+    if args.undo and args.labelled is not None:
+        parser.error("--undo goes alone, without --labelled")
     if args.strict and args.folds != 1:
         parser.error("--strict hides labels once for all folds, so it takes one fold")
 

@@ -80,8 +80,8 @@ def make_split(
         raise ValueError(f"The seed must not be negative, but is {seed}.")
     for name in (*(() if isinstance(labelled, int | float) else labelled),
                  *(() if isinstance(val, int | float) else val)):  # fmt: skip
-        if name in without_label:
-            raise ValueError(f"Case {name} has no label, so it cannot be labelled or validate.")
+        if name in without_label or (name in group_of.values() and name not in groups):
+            raise ValueError(f"{name} has no true label, so it cannot be labelled or validate.")
     # an empty list stands for "not given by name": find_groups never returns one
     named_labelled = [] if isinstance(labelled, int | float) else find_groups(labelled, groups)
     named_val = [] if isinstance(val, int | float) else find_groups(val, groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunetv2_plgcl.datasets.cache import cache_folder
 from nnunetv2_plgcl.datasets.check.labels import check_labels
@@ -34,15 +35,16 @@ from nnunetv2_plgcl.datasets.split import (
 )
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
-from nnunetv2_plgcl.pseudolabels.record import pseudo_labels
+from nnunetv2_plgcl.pseudolabels.record import RECORD, TRUE, pseudo_labels, read_record
 
 COMMAND = "nnUNetv2_plgcl_split"
+DEFAULT_VALIDATION = ["0.2"]  # of all groups
 
 
 def split_dataset(
     dataset: str,
-    labelled: Sequence[str],
-    val: Sequence[str],
+    labelled: Sequence[str] | None,
+    val: Sequence[str] | None,
     *,
     group_by: str | None = None,
     folds: int = 1,
@@ -54,7 +56,9 @@ def split_dataset(
 
     Args:
         dataset: number or full name.
-        labelled, val: words for ``parse_amount``.
+        labelled, val: words for ``parse_amount``. None: of a dataset with pseudo-labels all cases
+            with a true or corrected label, and the validation cases of the model that wrote it;
+            else a fifth of the groups for validation.
         group_by: pattern for ``group_cases``; guessed if None.
         folds, seed: for ``make_split``.
         strict: hide the labels of unlabelled cases from planning too.
@@ -82,20 +86,29 @@ def split_dataset(
     if pseudo or corrected:
         print(
             f"{len(pseudo)} cases have pseudo-labels and count as unlabelled; {len(corrected)} "
-            f"corrected since, which count as labelled."
+            f"were corrected and count as labelled."
         )
+    record = read_record(raw / RECORD) if pseudo or corrected else {}
+    of_model = record.get("validation", []) if val is None else []
+    validation = of_model or parse_amount(val or DEFAULT_VALIDATION)
+    named = [] if isinstance(validation, int | float) else list(validation)
+    if labelled is None and not (record and named):
+        raise ValueError("--labelled is needed: how many groups of cases, or which.")
+    no_label = [*without_label, *pseudo]
+    amount = parse_amount(labelled) if labelled else _with_true_labels(groups, named + no_label)
     splits = make_split(
-        cases, parse_amount(labelled), parse_amount(val), group_by=pattern, folds=folds, seed=seed,
-        without_label=[*without_label, *pseudo],
+        cases, amount, validation, group_by=pattern, folds=folds, seed=seed,
+        without_label=no_label,
     )  # fmt: skip
-    for sentence in describe_numbers(labelled, val, groups):
+    for sentence in describe_numbers(labelled or (), val or (), groups):
         print(sentence)
-    for sentence in describe_pulled([*labelled, *val], groups):
+    for sentence in describe_pulled([*(labelled or ()), *(val or ())], groups):
         print(sentence)
     if without_label:
         _say_what_becomes_of(without_label, splits[0], strict)
     for number, fold in enumerate(splits):
         print(f"fold {number}: {describe_fold(fold, groups)}")
+    _warn_of_seen_cases(record, [case for fold in splits for case in fold["val"]])
     _warn_of_patients_in_images_un(raw, pattern, [case for fold in splits for case in fold["val"]])
     _warn_of_labels(raw, file.parent, description, splits)
     hidden = list(splits[0]["unlabelled"])
@@ -119,8 +132,37 @@ def split_dataset(
             f"Next: nnUNetv2_plan_and_preprocess -d {dataset} -c 2d, then "
             f"nnUNetv2_plgcl_preprocess -d {dataset} -c 2d"
         )
+    elif "plans" in record:  # its plans came with it, preprocessed cases did not
+        configuration, plans = record["configuration"], record["plans"]
+        print(
+            f"Next: nnUNetv2_extract_fingerprint -d {dataset} && nnUNetv2_preprocess -d {dataset} "
+            f"-plans_name {plans} -c {configuration} && nnUNetv2_train {dataset} {configuration} 0 "
+            f"-tr nnUNetTrainerPLGCL -p {plans}"
+        )
     else:
         print(f"Next: nnUNetv2_train {dataset} 2d 0 -tr nnUNetTrainerPLGCL")
+
+
+def _with_true_labels(groups: Mapping[str, Sequence[str]], others: Sequence[str]) -> list[str]:
+    """Groups that are not among the others, and of which not all cases are."""
+    return [
+        group
+        for group, members in groups.items()
+        if group not in others and not set(members) <= set(others)
+    ]
+
+
+def _warn_of_seen_cases(record: Mapping[str, Any], validation: Sequence[str]) -> None:
+    """The model that wrote pseudo-labels has learnt from labelled cases, so these cannot validate
+    what learns from it."""
+    true = {case for case, of in record.get("cases", {}).items() if of["kind"] == TRUE}
+    seen = sorted(set(validation) & (true - set(record.get("validation", ()))))
+    if seen:
+        print(
+            f"Warning: {some(seen)} in validation, but the model that wrote the pseudo-labels was "
+            f"trained on it: scores will be too high. Without --val its own validation cases are "
+            f"taken."
+        )
 
 
 def undo_strict(dataset: str) -> None:

@@ -67,17 +67,34 @@ def pseudo_labels(raw: Path, file_ending: str) -> tuple[list[str], list[str]]:
         return [], []
     unchanged: list[str] = []
     corrected: list[str] = []
-    cases = read_object(raw / RECORD, "cases")["cases"]
-    if not isinstance(cases, dict) or not all(map(_is_entry, cases.values())):
-        raise ValueError(f'{raw / RECORD} is damaged: "cases" does not say what each label is.')
-    for case, of in cases.items():
-        if not is_name(case):
-            raise ValueError(f"{raw / RECORD} is damaged: {case} is no name of a case.")
+    for case, of in read_record(raw / RECORD)["cases"].items():
         label = raw / "labelsTr" / f"{case}{file_ending}"
-        if of["kind"] == PSEUDO and label.is_file():
-            (unchanged if checksum(label) == of["sha256"] else corrected).append(case)
+        if not label.is_file():
+            continue
+        if of["kind"] == CORRECTED or (of["kind"] == PSEUDO and checksum(label) != of["sha256"]):
+            corrected.append(case)
+        elif of["kind"] == PSEUDO:
+            unchanged.append(case)
     return unchanged, corrected
 
 
+def read_record(file: Path) -> dict[str, Any]:
+    """Content of a ``RECORD``, with what each of its cases is.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    record = read_object(file, "cases")
+    cases = record["cases"]
+    if not isinstance(cases, dict) or not all(map(_is_entry, cases.values())):
+        raise ValueError(f'{file} is damaged: "cases" does not say what each label is.')
+    strange = [case for case in cases if not is_name(case)]
+    if strange:
+        raise ValueError(f"{file} is damaged: {strange[0]} is no name of a case.")
+    return record
+
+
 def _is_entry(of: object) -> bool:
-    return isinstance(of, dict) and ("sha256" in of if of.get("kind") == PSEUDO else "kind" in of)
+    if not isinstance(of, dict) or of.get("kind") not in (TRUE, PSEUDO, CORRECTED):
+        return False
+    return of["kind"] == TRUE or {"sha256", "confidence", "classes", "reason"} <= of.keys()

@@ -177,7 +177,7 @@ def test_all_labelled_patients_may_be_used_where_images_without_a_label_are_left
     cases = [f"case_{i:03d}" for i in range(12)]
     (fold,) = make_split(cases, 3, 2, without_label=cases[5:])
     assert sorted([*fold["train"], *fold["val"]]) == cases[:5] and fold["unlabelled"] == cases[5:]
-    with pytest.raises(ValueError, match="case_007 has no label"):
+    with pytest.raises(ValueError, match="case_007 has no true label"):
         make_split(cases, ["case_007"], 2, without_label=cases[5:])
 
 

@@ -18,8 +18,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from training import make_trainer, tiny
 
 from nnunetv2_plgcl import commands
+from nnunetv2_plgcl.evaluation import runs
 from nnunetv2_plgcl.evaluation.folds import Fold
-from nnunetv2_plgcl.pseudolabels import rounds
+from nnunetv2_plgcl.pseudolabels import rounds, store
 from nnunetv2_plgcl.pseudolabels.predict import (
     MirroredPredictor,
     dice_with_mean,
@@ -167,24 +168,95 @@ def test_it_goes_on_where_it_was_and_a_corrected_label_counts_as_true(trained, c
     def predicts(*_):
         raise AssertionError("nothing is left to predict")
 
-    monkeypatch.setattr(rounds, "MirroredPredictor", predicts)
+    monkeypatch.setattr(store, "MirroredPredictor", predicts)
     again = label(trained, "--min-confidence", 0, "--new-dataset", 950)
     assert again["cases"][case]["kind"] == "corrected"
+    assert again["cases"][case]["sha256"] == sha(file)
+    page = (trained.base / "out" / "pseudolabels.html").read_text()
+    assert "corrected by a person" in page and case in page
+    shutil.rmtree(trained.base / "nnUNet_preprocessed" / NEW)  # as if killed before it was done
+    label(trained, "--min-confidence", 0, "--new-dataset", 950)
+    assert (trained.base / "nnUNet_preprocessed" / NEW / "splits_final.json").is_file()
     assert (array(raw_of(trained, NEW) / "labelsTr" / file.name) == 1).all()
 
     other = next(name for name in first["cases"] if name != case)
     in_dataset = raw_of(trained, NEW) / "labelsTr" / f"{other}.nii.gz"
     sitk.WriteImage(sitk.ReadImage(in_dataset) * 0, in_dataset)  # corrected there too
     capsys.readouterr()
-    commands.split(["-d", "950", "--labelled", "7", "--val", "1", "--force"])
+    commands.split(["-d", "950", "--force"])
     said = capsys.readouterr().out
     (fold,) = json.loads(
         (trained.base / "nnUNet_preprocessed" / NEW / "splits_final.json").read_text()
     )
     still_pseudo = sorted(set(first["cases"]) - {case, other})
-    assert fold["unlabelled"] == still_pseudo
-    assert {case, other} <= {*fold["train"], *fold["val"]}
-    assert "4 cases have pseudo-labels" in said and "1 corrected" in said
+    assert fold == {
+        "train": sorted([*trained.split["train"], case, other]),
+        "val": trained.split["val"],
+        "unlabelled": still_pseudo,
+    }
+    assert "4 cases have pseudo-labels" in said and "2 were corrected" in said
+    assert f"nnUNetv2_preprocess -d 950 -plans_name nnUNetPlans -c {TINY} && nnUNetv2_train" in said
+    seen = trained.split["train"][0]
+    commands.split(["-d", "950", "--labelled", "2", "--val", seen, "--force"])
+    said = capsys.readouterr().out
+    assert f"Warning: Case {seen} in validation, but the model that wrote the pseudo" in said
+    with pytest.raises(SystemExit, match=f"{still_pseudo[0]} has no true label"):
+        commands.split(["-d", "950", "--labelled", still_pseudo[0], "--force"])
+
+
+def test_corrections_stay_through_all_rounds(trained, monkeypatch):
+    first = label(trained, "--min-confidence", 0)
+    case = trained.split["unlabelled"][0]
+    file = trained.base / "out" / "predictions" / f"{case}.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(file) * 0 + 2, file)
+    label(trained, "--new-dataset", 950, "--min-confidence", 0)
+    model = runs.Run(NEW, "nnUNetTrainer", "nnUNetPlans", TINY, 0, 0)
+    shutil.copytree(  # as if trained on the first round
+        runs.Run(trained.name, "nnUNetTrainer", "nnUNetPlans", TINY, 0, 0).model_folder,
+        model.model_folder,
+    )
+    (model.validation).mkdir(exist_ok=True)
+    (model.validation / "summary.json").touch()
+    for _ in range(2):  # the second call goes on where the first one ended
+        label(trained, "--new-dataset", 950, "--iterate", 2, "--min-confidence", 0)
+        second = json.loads(
+            (trained.base / "out" / "round_2" / "plgcl_pseudolabels.json").read_text()
+        )
+        assert second["cases"][case]["kind"] == "corrected"
+        assert {of["kind"] for c, of in second["cases"].items() if c != case} == {"pseudo"}
+        last = raw_of(trained, "Dataset951_HeartPseudo") / "labelsTr" / f"{case}.nii.gz"
+        assert (array(last) == 2).all()
+    assert sorted(second["cases"]) == sorted(first["cases"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda file: file.write_text("junk"), "{file}"),
+        (lambda file: sitk.WriteImage(sitk.ReadImage(file)[:, :, 1:], file), "has shape"),
+        (lambda file: sitk.WriteImage(sitk.ReadImage(file) * 0 + 9, file), "has label 9, unknown"),
+    ],
+)
+def test_a_corrected_label_that_cannot_be_one(trained, spoil, said):
+    label(trained, "--min-confidence", 0)
+    file = trained.base / "out" / "predictions" / f"{trained.split['unlabelled'][1]}.nii.gz"
+    spoil(file)
+    message = failure(trained, "--min-confidence", 0, "--new-dataset", 950)
+    assert str(file) in message and said.format(file=file) in message
+    assert not raw_of(trained, NEW).exists()
+
+
+def test_predictions_that_no_record_knows_or_of_another_model_stay(trained):
+    label(trained)
+    record = trained.base / "out" / "plgcl_pseudolabels.json"
+    content = json.loads(record.read_text())
+    file = trained.base / "out" / "predictions" / f"{trained.split['unlabelled'][1]}.nii.gz"
+    before = sha(file)
+    record.write_text(json.dumps({**content, "model": "another"}))
+    assert "holds pseudo-labels of another. Name another folder" in failure(trained)
+    record.unlink()
+    assert f"but not in {record}" in failure(trained)
+    assert sha(file) == before
 
 
 def test_rounds_train_on_what_the_round_before_labelled(trained, monkeypatch):
@@ -309,3 +381,8 @@ def test_a_damaged_record_is_named(tmp_path, cases):
     (tmp_path / RECORD).write_text(json.dumps({"cases": cases}))
     with pytest.raises(ValueError, match=f'{tmp_path / RECORD} is damaged: "cases" does not say'):
         pseudo_labels(tmp_path, ".nii.gz")
+
+
+def test_an_unknown_trainer_is_said_before_a_model_is_looked_for(trained):
+    assert "nnUNetTrainerPLCGL" in failure(trained, "-tr", "nnUNetTrainerPLCGL")
+    assert "Is nnUNetTrainerPLGCL meant?" in failure(trained, "-tr", "nnUNetTrainerPLCGL")
