@@ -1,3 +1,3 @@
 """Pseudo-label Guided Contrastive Learning (PLGCL) for nnU-Net v2."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"

@@ -58,6 +58,12 @@ def test_refusal_is_its_own_words_and_interruption_has_none():
     with pytest.raises(SystemExit) as refused, errors_in_one_line("name"):
         raise FileNotFoundError("There is no folder x.")
     assert refused.value.code == "name: There is no folder x."
+    with pytest.raises(SystemExit) as refused, errors_in_one_line("name"):
+        Path("/nowhere/x").read_text()
+    assert refused.value.code == "name: There is no /nowhere/x."
+    with pytest.raises(SystemExit) as refused, errors_in_one_line("name"):
+        Path(__file__, "folder").mkdir(parents=True)
+    assert refused.value.code == f"name: {__file__}/folder lies in what is a file, not a folder."
     with pytest.raises(SystemExit) as interrupted, errors_in_one_line("name"):
         raise KeyboardInterrupt
     assert interrupted.value.code == 130

@@ -25,7 +25,9 @@ def errors_in_one_line(command: str) -> Iterator[None]:
         with warnings.catch_warnings():  # of PyTorch about itself, which no user can heed
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
             yield
-    except (ValueError, OSError, RuntimeError) as error:
+    except OSError as error:
+        sys.exit(f"{command}: {_of_the_system(error)}")
+    except (ValueError, RuntimeError) as error:
         sys.exit(f"{command}: {error}")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -34,6 +36,22 @@ def errors_in_one_line(command: str) -> Iterator[None]:
             f"{command}: this should not have happened, please report it ({_said(error)}). "
             f"The traceback is in {_write_traceback(command)}"
         )
+
+
+def _of_the_system(error: OSError) -> str:
+    """Python says "[Errno 2] No such file or directory: 'x'"; what we raise ourselves is a
+    sentence."""
+    if error.filename is None:
+        return str(error)
+    words = {
+        FileNotFoundError: "There is no {}.",
+        NotADirectoryError: "{} lies in what is a file, not a folder.",
+        IsADirectoryError: "{} is a folder, where a file belongs.",
+        FileExistsError: "{} is there already, and is no folder.",
+        PermissionError: "{} may not be read or written: change its permissions.",
+    }
+    said = words.get(type(error), f"{{}}: {error.strerror}.")
+    return said.format(error.filename)
 
 
 def _said(error: Exception) -> str:

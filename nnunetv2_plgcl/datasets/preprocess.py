@@ -90,6 +90,11 @@ def preprocess_unlabelled(
     resolved = PlansManager(plans).get_configuration(configuration)
     folder_labelled = preprocessed / resolved.data_identifier
     require_replanned(raw, preprocessed, folder_labelled)
+    if not (raw / UNLABELLED_IMAGES).is_dir():
+        raise ValueError(
+            f"There is no folder {raw / UNLABELLED_IMAGES}, where images without a label belong. "
+            f"What a split lists as unlabelled is preprocessed by nnUNetv2_preprocess."
+        )
     labelled = images_at_hand(raw, dataset)  # they may be on another machine
     files_per_case = len(next(iter(labelled.values()))) if labelled else None
     images = images_by_case(raw / UNLABELLED_IMAGES, dataset["file_ending"], files_per_case)

@@ -10,9 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from nnunetv2_plgcl.datasets.unlabelled import some
 from nnunetv2_plgcl.evaluation.comparison import METRICS, Comparison, one_unit, rows_of
-from nnunetv2_plgcl.evaluation.evaluate import class_names, evaluate_folder
+from nnunetv2_plgcl.evaluation.evaluate import class_names, evaluate_folder, require_same_cases
 from nnunetv2_plgcl.evaluation.figures import box_plot
 from nnunetv2_plgcl.evaluation.publish import Published, publish
 from nnunetv2_plgcl.evaluation.report import picture_of
@@ -45,9 +44,8 @@ def compare_predictions(
     classes = tuple(class_names(dataset))
     cases = cases_of(references, dataset)
     for folder in predictions.values():
-        other = sorted(set(cases) ^ set(cases_of(folder, dataset)))
-        if other:
-            raise ValueError(f"{some(other)} in one of {folder} and {references} only.")
+        require_same_cases(cases_of(folder, dataset), folder, cases, references)
+    output.mkdir(parents=True, exist_ok=True)  # before hours, that it can be written
     rows, units, warnings = [], set(), []
     for name, folder in predictions.items():
         summary = evaluate_folder(references, folder, dataset, voxel=voxel, processes=processes)

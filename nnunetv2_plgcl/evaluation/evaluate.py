@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_plgcl.datasets.description import label_manager, values_of
+from nnunetv2_plgcl.datasets.unlabelled import some
 from nnunetv2_plgcl.evaluation.geometry import (
     TOLERANCE,
     displacement,
@@ -98,6 +99,22 @@ def evaluate_case(
         )
         metrics.update(_distances(of_prediction, of_reference, None if voxel else spacing))
     return result
+
+
+def require_same_cases(
+    cases: Collection[str], folder: Path, others: Collection[str], other_folder: Path
+) -> None:
+    """Refuse folders that do not hold the same cases.
+
+    Raises:
+        ValueError: which case, and where it is missing.
+    """
+    for here, there, where, missing in (
+        (set(cases), set(others), folder, other_folder),
+        (set(others), set(cases), other_folder, folder),
+    ):
+        if here - there:
+            raise ValueError(f"{some(sorted(here - there))} of {where}: no such file in {missing}.")
 
 
 def require_segmentation(

@@ -28,7 +28,7 @@ from nnunetv2_plgcl.evaluation.conditions import (
     read_conditions,
     require_same_conditions,
 )
-from nnunetv2_plgcl.evaluation.evaluate import require_segmentation
+from nnunetv2_plgcl.evaluation.evaluate import require_same_cases, require_segmentation
 from nnunetv2_plgcl.evaluation.folds import ALL, Fold, nnunet_split, split_file
 from nnunetv2_plgcl.evaluation.launch import plans_copy, require_device
 from nnunetv2_plgcl.evaluation.plan import Plan
@@ -215,9 +215,7 @@ def _require_evaluable(plan: Plan) -> None:
             raise ValueError(f"There is no folder {labels}.")
         ending = plan.dataset["file_ending"]
         there = {file.name.removesuffix(ending) for file in labels.glob(f"[!.]*{ending}")}
-        one_only = sorted(there ^ set(plan.images))
-        if one_only:
-            raise ValueError(f"{some(one_only)} in one of {request.test[0]} and {labels} only.")
+        require_same_cases(plan.images, request.test[0], there, labels)
     (request.output / "figures").mkdir(parents=True, exist_ok=True)
 
 

@@ -101,7 +101,8 @@ def test_predictions_of_test_images_are_compared(copy, tmp_path, capsys):
     first, *_ = sorted((tmp_path / "labels").glob("[!.]*"))
     first.unlink()
     message = failure(copy, "--test", tmp_path / "images", tmp_path / "labels")
-    assert first.name.partition(".")[0] in message and "only" in message
+    case = first.name.partition(".")[0]
+    assert f"Case {case} of {tmp_path / 'images'}: no such file in {tmp_path / 'labels'}" in message
 
 
 def test_postprocessed_predictions_are_compared(copy, nnunet_in_threads):

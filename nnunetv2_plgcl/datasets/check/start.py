@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import io
 import os
 import tempfile
@@ -63,8 +64,18 @@ def find_trainer(name: str) -> type:
     Raises:
         RuntimeError: there is no such trainer.
     """
-    with redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
-        found: type = recursive_find_trainer_class_by_name(name)
+    try:
+        with redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
+            found: type = recursive_find_trainer_class_by_name(name)
+    except RuntimeError:
+        from nnunetv2_plgcl.trainers import trainer_classes
+
+        near = difflib.get_close_matches(name, ["nnUNetTrainer", *trainer_classes()], n=1)
+        hint = f" Is {near[0]} meant?" if near else ""
+        raise RuntimeError(
+            f"nnU-Net finds no trainer {name}.{hint} Trainers of your own lie in the folder that "
+            f"the environment variable nnUNet_extTrainer names."
+        ) from None
     return found
 
 
