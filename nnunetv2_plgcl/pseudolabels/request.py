@@ -21,7 +21,6 @@ from nnunetv2_plgcl.pseudolabels.sources import Sources, read_sources
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 
 STOCK = "nnUNetTrainer"
-FILTERS = ("none", "largest", "confidence")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Work:
             assert request.new_dataset is not None
             head = {**self.settings, "round": number + 1}
             if number == 0:
-                head["model"] = str(self.model.folder)
+                head["model"] = name_of_model(self.model)
             require_free(request.new_dataset + number, self.name, head)
         if not (self.model.folder / FINAL).is_file():
             raise FileNotFoundError(
@@ -120,3 +119,8 @@ class Work:
             )
         require_device(request.device)
         _ = self.sources  # every case has its files
+
+
+def name_of_model(run: Run) -> str:
+    """Its folder inside nnUNet_results, wherever that lies today."""
+    return str(run.folder.relative_to(nnunet_folder("nnUNet_results")))

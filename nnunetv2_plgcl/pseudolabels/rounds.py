@@ -22,7 +22,7 @@ from nnunetv2_plgcl.evaluation.runs import FINAL, Run
 from nnunetv2_plgcl.pseudolabels.dataset import write_dataset
 from nnunetv2_plgcl.pseudolabels.page import write_page
 from nnunetv2_plgcl.pseudolabels.record import CORRECTED, PSEUDO, RECORD
-from nnunetv2_plgcl.pseudolabels.request import Request, Work
+from nnunetv2_plgcl.pseudolabels.request import Request, Work, name_of_model
 from nnunetv2_plgcl.pseudolabels.store import Correction, corrections_in, predict_all
 
 UNSURE = "unsure"  # name of the ignore label in pictures
@@ -89,7 +89,7 @@ def label_round(
     folder = output / "predictions"
     sources, ending = work.sources, work.dataset["file_ending"]
     head = {
-        "model": str(model.folder), "states": states_of([model.folder / FINAL]),
+        "model": name_of_model(model), "states": states_of([model.folder / FINAL]),
         "round": number, **work.settings,
     }  # fmt: skip
     cases = predict_all(output, head, model, work, corrections)
@@ -104,7 +104,7 @@ def label_round(
     legend = {**label_names(work.dataset)}
     if request.filter == "confidence":
         legend[work.new_dataset["labels"]["ignore"]] = UNSURE
-    facts = _facts(model, head, cases, left_out)
+    facts = _facts(head, cases, left_out)
     write_page(
         page, f"{work.name}: pseudo-labels of {model.trainer}", facts,
         cases, sources.unlabelled, {c: folder / f"{c}{ending}" for c in cases}, legend,
@@ -147,12 +147,12 @@ def train_on(dataset: str, work: Work) -> Run:
 
 
 def _facts(
-    model: Run, head: dict[str, Any], cases: dict[str, dict[str, Any]], left_out: dict[str, str]
+    head: dict[str, Any], cases: dict[str, dict[str, Any]], left_out: dict[str, str]
 ) -> dict[str, str]:
     corrected = ", ".join(case for case, of in cases.items() if of["kind"] == CORRECTED)
     out = "; ".join(f"{case} ({reason})" for case, reason in left_out.items())
     return {
-        "model": str(model.folder),
+        "model": head["model"],
         "filter": f"{head['filter']}, at least {head['min_confidence']}",
         "confidence": "mean Dice of mirrored predictions with their mean, over classes",
         **({"corrected by a person": corrected} if corrected else {}),

@@ -264,9 +264,13 @@ def test_datasets_that_list_their_files_cannot_be_moved(prepared, raw):
     assert not (prepared.preprocessed / "splits_final.json").exists(), "no split that nothing fits"
 
 
-@pytest.mark.parametrize(
-    "arguments", [(), ("--undo", "--labelled", "2"), (*STRICT, "--folds", "2")]
-)
+def test_how_many_are_labelled_must_be_said(raw):
+    with pytest.raises(SystemExit, match="--labelled is needed: how many groups of cases"):
+        split()
+    assert np.all([not (raw / name).exists() for name in ("imagesUn", "labelsUn")])
+
+
+@pytest.mark.parametrize("arguments", [("--undo", "--labelled", "2"), (*STRICT, "--folds", "2")])
 def test_wrong_combinations_are_refused(raw, arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         split(*arguments)

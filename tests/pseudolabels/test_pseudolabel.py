@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import random
 import re
 import shutil
 from pathlib import Path
@@ -45,6 +46,9 @@ def trained_once(prepared_once, tmp_path_factory) -> Prepared:
             patch.setenv(name, value)
         (base / "nnUNet_results").mkdir()
         patch.setattr(trainer_module, "default_num_processes", 1)  # each takes seconds to start
+        random.seed(0)  # else chance makes two cases equally sure
+        np.random.seed(0)
+        torch.manual_seed(0)
         make_trainer(tiny(nnUNetTrainer, 1, 1), mine).run_training()
     for case in mine.split["unlabelled"]:
         for folder in (raw_of(mine) / "labelsTr", mine.preprocessed / "gt_segmentations"):
@@ -118,7 +122,11 @@ def test_true_and_pseudo_labels_side_by_side(trained, capsys):
     assert confidences == sorted(confidences) and all(reason for *_, reason in order)
     assert f"nnUNetv2_train 950 {TINY} 0 -tr nnUNetTrainer -p nnUNetPlans" in said
     page = (trained.base / "out" / "pseudolabels.html").read_text()
-    assert page.count('src="data:image/png') == len(unlabelled) and "http" not in page
+    assert (
+        page.count('src="data:image/png') == len(unlabelled)
+        and "http:" not in page
+        and "https:" not in page
+    )
     for word in ("--new-dataset", 950), ("--new-dataset", 901):
         assert "has the number" in failure(trained, *word)
 

@@ -4,10 +4,12 @@ The environments are layered over the installed dependencies: links to everythin
 interpreter's site-packages but this project itself.
 """
 
+import ast
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,9 @@ from pathlib import Path
 
 import nnunetv2
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAME = "nnUNetTrainerPLGCL"
@@ -144,8 +149,36 @@ def test_what_would_be_published_is_complete_and_works(distributions, environmen
     assert "--seed N" in environment.run(script, "--help")
     template = "import nnunetv2_plgcl.evaluation as e; print(*e.__path__)"
     assert (Path(environment.run("-c", template).strip()) / "report.html.jinja").is_file()
-    assert f"## [{version}] - " in (CHECKOUT / "CHANGELOG.md").read_text()
-    assert f"version: {version}\n" in (CHECKOUT / "CITATION.cff").read_text()
+    write = "phantom.write_phantom(phantom.Path('raw/Dataset001_Phantom'), 4, 0)"
+    environment.run("-c", f"from nnunetv2_plgcl.datasets import phantom; {write}")
+    split = environment.python.with_name("nnUNetv2_plgcl_split")
+    folders = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed"}
+    said = environment.run(split, "-d", 1, "--labelled", 1, "--strict", **folders)
+    assert "labelled 2 cases of 1 groups" in said and "4 images moved to imagesUn" in said
+
+
+def test_the_version_is_the_newest_release_or_leads_to_the_next_one():
+    version = Version(importlib.metadata.version("nnunetv2-plgcl"))
+    changelog = (CHECKOUT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## \[(\d[^]]*)\] - ", changelog, re.MULTILINE)[1]
+    assert f"version: {newest}\n" in (CHECKOUT / "CITATION.cff").read_text()
+    begun = version.is_devrelease and "## [Unreleased]" in changelog and version > Version(newest)
+    assert begun or version == Version(newest)
+
+
+def test_every_package_that_is_imported_is_declared():
+    required = importlib.metadata.requires("nnunetv2-plgcl")
+    declared = {canonicalize_name(Requirement(line).name) for line in required}
+    of_package = importlib.metadata.packages_distributions()
+    ours = [file for f in ("nnunetv2_plgcl", "trainers") for file in (CHECKOUT / f).rglob("*.py")]
+    for file in ours:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for package in {name.partition(".")[0] for name in names}:
+                if package not in sys.stdlib_module_names and package != "nnunetv2_plgcl":
+                    made_by = {canonicalize_name(name) for name in of_package[package]}
+                    assert made_by & declared, f"{file} imports {package}"
 
 
 def test_an_editable_install_registers_follows_edits_and_leaves_nothing_behind(
