@@ -177,6 +177,7 @@ def _expected(plan: Plan, waiting: Sequence[Run]) -> dict[Run, Conditions]:
             raise ValueError(refused[0].text)
         for run in waiting:
             if (run.trainer, run.seed) == (one.trainer, one.seed):
+                trainer.fold = run.fold  # which decides where a first stage's predictions lie
                 _require_continued(run, trainer, plan.folds[run.fold])
                 expected[run] = expected_conditions(run, trainer, plans)
     return expected
