@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
@@ -65,7 +66,10 @@ def read_once(
             for case, values in _read_all(function, waiting, 1 if few else processes, threads):
                 found[case] = values
                 bar.update()
-        new = {case: {"state": states[case], "values": found[case]} for case in waiting}
+        new: dict[str, dict[str, Any]] = {
+            case: {"state": states[case], "values": found[case], "checksum": _checksum(found[case])}
+            for case in waiting
+        }
         _write(
             cache, {**remembered, **{c: v for c, v in new.items() if "error" not in v["values"]}}
         )
@@ -81,7 +85,7 @@ def _still_true(remembered: Mapping[str, Any], states: Mapping[str, list]) -> di
     return {
         case: remembered[case]["values"]
         for case, state in states.items()
-        if case in remembered and remembered[case]["state"] == state
+        if case in remembered and remembered[case].get("state") == state
     }
 
 
@@ -104,9 +108,16 @@ def _read_all(
 def _read(cache: Path) -> dict[str, Any]:
     try:
         content = json.loads(cache.read_text(encoding="utf-8"))
-        return {case: of for case, of in content.items() if {"state", "values"} <= of.keys()}
-    except (OSError, ValueError, AttributeError):
+        return {
+            case: of for case, of in content.items() if of["checksum"] == _checksum(of["values"])
+        }
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return {}
+
+
+def _checksum(values: Values) -> int:
+    """What an edited or damaged entry does not have."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _write(cache: Path, content: Mapping[str, Any]) -> None:

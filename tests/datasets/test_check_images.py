@@ -1,5 +1,7 @@
 """What is said of images and labels, and what is noted of an image."""
 
+import json
+
 import nibabel
 import numpy as np
 import pytest
@@ -164,6 +166,11 @@ def test_images_are_read_once_until_they_change(prepared, tmp_path, monkeypatch)
     assert seen == files[cases[0]] and again[cases[0]].digest != first[cases[0]].digest
     cache.write_text("{ damaged")
     assert summaries(files, SimpleITKIO, cache, 1) == again
+    for edited in ({"values": {"mean": None}}, {"values": 5}, {"checksum": 5}, {"checksum": None}):
+        content = json.loads(cache.read_text())
+        content[cases[1]] |= edited
+        cache.write_text(json.dumps(content))
+        assert summaries(files, SimpleITKIO, cache, 1) == again
 
 
 def test_worker_processes_find_the_same(prepared, tmp_path, monkeypatch):
