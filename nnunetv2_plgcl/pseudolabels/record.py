@@ -97,4 +97,10 @@ def read_record(file: Path) -> dict[str, Any]:
 def _is_entry(of: object) -> bool:
     if not isinstance(of, dict) or of.get("kind") not in (TRUE, PSEUDO, CORRECTED):
         return False
-    return of["kind"] == TRUE or {"sha256", "confidence", "classes", "reason"} <= of.keys()
+    if of["kind"] == TRUE:
+        return True
+    number = (int, float)
+    types: dict[str, Any] = {"sha256": str, "confidence": number, "classes": dict, "reason": str}
+    return all(isinstance(of.get(key), type_) for key, type_ in types.items()) and all(
+        isinstance(value, number) for value in of["classes"].values()
+    )

@@ -384,7 +384,21 @@ def test_a_case_is_as_sure_as_its_classes_are_on_average(tmp_path):
     assert empty["confidence"] == 0 and "nothing" in empty["reason"]
 
 
-@pytest.mark.parametrize("cases", [5, ["a"], {"a": 5}, {"a": {}}, {"a": {"kind": "pseudo"}}])
+ENTRY = {"kind": "pseudo", "sha256": "1f", "confidence": 0.5, "classes": {"RV": 0.5}, "reason": "x"}
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        5,
+        ["a"],
+        {"a": 5},
+        {"a": {}},
+        {"a": {"kind": "pseudo"}},
+        {"a": {**ENTRY, "confidence": "high"}},
+        {"a": {**ENTRY, "classes": {"RV": None}}},
+    ],
+)
 def test_a_damaged_record_is_named(tmp_path, cases):
     (tmp_path / RECORD).write_text(json.dumps({"cases": cases}))
     with pytest.raises(ValueError, match=f'{tmp_path / RECORD} is damaged: "cases" does not say'):
