@@ -65,7 +65,7 @@ def pseudolabel(argv: Sequence[str] | None = None) -> None:
 
     with errors_in_one_line(parser.prog):
         from nnunetv2_plgcl.pseudolabels.record import describe_ranking
-        from nnunetv2_plgcl.pseudolabels.rounds import Request
+        from nnunetv2_plgcl.pseudolabels.request import Request
         from nnunetv2_plgcl.pseudolabels.rounds import pseudolabel as label
 
         results = label(

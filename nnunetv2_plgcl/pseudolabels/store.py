@@ -77,13 +77,14 @@ def predict_all(
         file = folder / f"{case}{ending}"
         states = json.loads(json.dumps(states_of(f.resolve() for f in files)))
         of = remembered.get(case) if file.is_file() else None
+        now = checksum(file) if of is not None else ""
         if of is None and case in corrections:
             _copy(corrections[case].file, incomplete, ending, case)
             cases[case] = corrections[case].entry
-        elif of is not None and (of["kind"] == CORRECTED or checksum(file) != of["sha256"]):
-            if checksum(file) != of["sha256"]:
+        elif of is not None and (of["kind"] == CORRECTED or now != of["sha256"]):
+            if now != of["sha256"]:
                 require_label(file, files, work)
-            cases[case] = {**of, "kind": CORRECTED, "sha256": checksum(file)}
+            cases[case] = {**of, "kind": CORRECTED, "sha256": now}
         elif of is not None and same and of.get("image") == states:
             cases[case] = of
         else:
