@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +35,22 @@ def read_model_file(file: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:  # what unpickling raises depends on the bytes
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is damaged"
-        raise ValueError(f"{file} is no checkpoint that can be trusted: {reason}") from None
+        raise ValueError(
+            f"{file} is no checkpoint that can be trusted: {_reason(error)}."
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(
             f"{file} is no checkpoint of nnU-Net: it holds a {type(content).__name__}."
         )
     return content
+
+
+def _reason(error: Exception) -> str:
+    """In our words: PyTorch's advise to load the file all the same."""
+    other = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if other is None:
+        return "it is damaged"
+    return f"beside tensors, numbers and words it holds {other[1]}, which could be any code"
 
 
 def load_model(

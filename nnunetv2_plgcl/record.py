@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_plgcl.datasets.files import read_object, write_json
-from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.settings import PLANS_KEY
 
 RECORD_KEY = "plgcl_record"  # in a checkpoint

@@ -175,9 +175,9 @@ def test_total_loss_is_the_weighted_sum_and_gamma_ramps_up(prepared, fraction):
     trainer = make_trainer(tiny(nnUNetTrainerPLGCL_poster, epochs=2), prepared, settings)
     steps = []
 
-    def finish_step(patches_per_class=None, **losses):
-        steps.append({**losses, "beta": trainer.consistency_rampup})
-        return type(trainer).finish_step(trainer, patches_per_class, **losses)
+    def finish_step(**reported):
+        steps.append({**reported, "beta": trainer.consistency_rampup})
+        return type(trainer).finish_step(trainer, **reported)
 
     trainer.finish_step = finish_step
     trainer.run_training()

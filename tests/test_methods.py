@@ -21,6 +21,7 @@ from training import (
 )
 
 from nnunetv2_plgcl.export import export_model
+from nnunetv2_plgcl.semisupervised.log import LARGEST_CLASS
 from nnunetv2_plgcl.trainers import trainer_classes
 
 METHODS = [
@@ -83,6 +84,8 @@ def assert_trained(name, trainer):
     assert (log["loss_consistency"][0] != 0) == (name in ALL_PATCHES)
     assert (log["loss_consistency"][-1] != 0) == (name not in NO_CONSISTENCY)
     assert (log["loss_contrastive"][-1] > 0) == (name == "LCLPL")
+    shares = log[LARGEST_CLASS]
+    assert shares[0] == 0 < shares[-1] <= 1, "of the labels that unlabelled patches learnt from"
     assert all(torch.isfinite(p).all() for p in trainer.student.parameters())
 
 

@@ -49,3 +49,19 @@ def test_code_in_a_model_file_is_not_run(tmp_path):
     file.write_bytes(b"PK\3\4 of garbage")
     with pytest.raises(ValueError, match="checkpoint"):
         read_model_file(file)
+
+
+def test_what_is_wrong_with_a_model_file_is_said_in_our_words(tmp_path):
+    file = tmp_path / "checkpoint.pth"
+    for content, reason in (
+        ({"a": Harm(tmp_path / "harm")}, r"it holds posix\.mkdir, which could be any code"),
+        ({"a": torch.nn.Linear(1, 1)}, r"it holds torch\.nn\.modules\.linear\.Linear, which"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(ValueError, match=reason) as told:
+            read_model_file(file)
+        assert "weights_only" not in str(told.value), "no advice to load it all the same"
+    for damaged in (file.read_bytes()[:500], b"no zip", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="trusted: it is damaged"):
+            read_model_file(file)

@@ -60,7 +60,12 @@ class nnUNetTrainerMeanTeacher(nnUNetTrainerSemiSupervised):
             loss = supervised + beta * consistency
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=supervised, loss_consistency=consistency)
+        return self.finish_step(
+            pseudo_label=pseudo_label,
+            loss=loss,
+            loss_supervised=supervised,
+            loss_consistency=consistency,
+        )
 
     def initialize(self) -> None:
         super().initialize()

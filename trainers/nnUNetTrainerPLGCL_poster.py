@@ -64,6 +64,7 @@ class nnUNetTrainerPLGCL_poster(nnUNetTrainerContrast, nnUNetTrainerMeanTeacher)
         self.optimise(loss)
         self.update_teacher()
         return self.finish_step(
+            pseudo_label=pseudo_label,
             loss=loss,
             loss_supervised=supervised,
             loss_consistency=consistency,

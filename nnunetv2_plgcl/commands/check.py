@@ -38,29 +38,34 @@ def check(argv: Sequence[str] | None = None) -> None:
     add_plans(parser)
     add_group_pattern(parser)
     add_processes(parser)
+    parser.add_argument(
+        "--all-cases", action="store_true", help="name every case, not the first three"
+    )
     args = parser.parse_args(argv)
 
     with errors_in_one_line(parser.prog):
         from nnunetv2_plgcl.datasets import check as library
         from nnunetv2_plgcl.datasets.description import read_plans
         from nnunetv2_plgcl.datasets.files import dataset_name
+        from nnunetv2_plgcl.datasets.names import all_names
 
         plans, dataset = read_plans(dataset_name(args.d), args.p, args.c)
-        findings = library.check_training(
-            plans, dataset, args.c, args.f, args.group_by, args.np, all_values=True
-        )
-        trainer, refused = library.try_start(args.tr, plans, dataset, args.c, args.f)
-        findings += refused
-        if trainer is not None:
-            length = getattr(getattr(trainer, "config", None), "memory_length", 0)
-            findings.append(library.estimate_memory(plans, dataset, args.c, length))
-            findings += _first_stage(trainer, plans, args.c, args.f)
-    for finding in findings:
-        print(f"{finding.level:8}{finding.text}")
-    errors = sum(finding.level == "error" for finding in findings)
-    warnings = sum(finding.level == "warning" for finding in findings)
-    print(f"{errors} errors, {warnings} warnings.")
-    sys.exit(1 if errors else 0)
+        with all_names(args.all_cases):
+            findings = library.check_training(
+                plans, dataset, args.c, args.f, args.group_by, args.np, all_values=True
+            )
+            trainer, refused = library.try_start(args.tr, plans, dataset, args.c, args.f)
+            findings += refused
+            if trainer is not None:
+                length = getattr(getattr(trainer, "config", None), "memory_length", 0)
+                findings.append(library.estimate_memory(plans, dataset, args.c, length))
+                findings += _first_stage(trainer, plans, args.c, args.f)
+        for finding in findings:
+            print(f"{finding.level:8}{finding.text}")
+        errors = sum(finding.level == "error" for finding in findings)
+        warnings = sum(finding.level == "warning" for finding in findings)
+        print(f"{errors} errors, {warnings} warnings.")
+        sys.exit(1 if errors else 0)
 
 
 def _first_stage(

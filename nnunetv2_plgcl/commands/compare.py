@@ -33,6 +33,8 @@ def compare(argv: Sequence[str] | None = None) -> None:
             print(published.content)
             return
         print(published.table)
+        for warning in published.warnings:
+            print(f"warning {warning}")
         for note in published.notes:
             print(f"note    {note}")
         print("Written: " + ", ".join(str(file) for file in published.files))

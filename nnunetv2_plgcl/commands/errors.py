@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 import traceback
@@ -21,6 +22,9 @@ def errors_in_one_line(command: str) -> Iterator[None]:
     Args:
         command: name, at the start of the line.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name of other bytes is no reason to end
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():  # of PyTorch about itself, which no user can heed
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")

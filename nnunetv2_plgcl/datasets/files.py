@@ -133,11 +133,19 @@ def _require_fold(parts: dict[str, Any], name: str, file: Path) -> None:
                     f'{file}: "{case}" in "{part}" of {name} is no case name, but a path. Write '
                     f"the name alone, without folder, channel and file ending."
                 )
+            if not is_text(case):
+                raise ValueError(f'{file}: {case!r} in "{part}" of {name} is no text.')
 
 
 def is_name(text: object) -> bool:
     """Whether what a file says is the name of a case or folder, and no path to elsewhere."""
     return isinstance(text, str) and not re.search(r"[/\\]", text) and text not in ("", ".", "..")
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written down: not bytes of another encoding than UTF-8, as file systems
+    allow them, nor half a character, as JSON does."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def inside(folder: Path, relative: str) -> Path:

@@ -19,6 +19,7 @@ import numpy as np
 from nnunetv2_plgcl.datasets.description import channel_names, read_plans
 from nnunetv2_plgcl.datasets.files import nnunet_folder
 from nnunetv2_plgcl.datasets.integrity import require_whole
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.preprocessed import read_header
 from nnunetv2_plgcl.datasets.raw import companions, images_at_hand, images_by_case
 from nnunetv2_plgcl.datasets.strict import require_replanned
@@ -27,7 +28,6 @@ from nnunetv2_plgcl.datasets.unlabelled import (
     preprocessed_cases,
     preprocessing_of,
     read_preprocessing,
-    some,
     unlabelled_folder,
     write_preprocessing,
 )

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
+
+from nnunetv2_plgcl.datasets.names import first
+
+FORMATS = ("b2nd", "npz", "npy", "pkl")  # of nnU-Net's preprocessed files
+
+
+def require_no_other_files(folder: Path) -> None:
+    """
+    Args:
+        folder: of a configuration's preprocessed cases; it need not exist.
+
+    Raises:
+        ValueError: it holds files that are none of nnU-Net's, such as macOS's ``.DS_Store``: from
+            the endings in there nnU-Net (2.8.1, ``infer_dataset_class``) tells the format.
+    """
+    if not folder.is_dir():
+        return
+    others = [
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_file() and entry.name.rpartition(".")[2] not in FORMATS
+    ]
+    if others:
+        raise ValueError(
+            f"{folder} holds files that are no preprocessed cases, and nnU-Net would not know the "
+            f"format of those: {first(sorted(others))}. Move them away or remove them."
+        )
 
 
 def read_header(file: Path) -> dict[str, Any]:

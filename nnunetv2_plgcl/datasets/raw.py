@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_plgcl.datasets.description import read_dataset
-from nnunetv2_plgcl.datasets.files import dataset_name, nnunet_folder
+from nnunetv2_plgcl.datasets.files import dataset_name, is_text, nnunet_folder
 
 CHANNEL = r"_\d{4}"  # of an image's name, before the file ending
 
@@ -41,7 +41,17 @@ def training_cases(dataset: str) -> tuple[str, list[str]]:
         cases = [str(case) for case in found if not case.startswith(".")]  # macOS leaves such
     if not cases:
         raise ValueError(f"{name} has no training case.")
+    for case in cases:
+        _require_text(case, raw / name)
     return name, cases
+
+
+def _require_text(name: str, folder: Path) -> None:
+    if not is_text(name):
+        raise ValueError(
+            f"{folder} holds a file whose name is not in UTF-8, {name!r}: nnU-Net cannot read it. "
+            f"Rename it."
+        )
 
 
 def labelled_images(raw: Path, dataset: Mapping[str, Any]) -> dict[str, list[Path]]:
@@ -99,6 +109,7 @@ def images_by_case(
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if is_hidden(entry.name):
             continue
+        _require_text(entry.name, folder)
         if not ignore_others and entry.is_symlink() and not os.path.exists(entry):
             raise ValueError(f"{entry.path} is a link to what is not there.")
         if not entry.is_file():

@@ -25,6 +25,7 @@ from nnunetv2_plgcl.datasets.groups import (
 )
 from nnunetv2_plgcl.datasets.labels import CACHE as LABELS_CACHE
 from nnunetv2_plgcl.datasets.labels import label_files, label_values
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.raw import cases_without_label, is_hidden, training_cases
 from nnunetv2_plgcl.datasets.split import (
     describe_fold,
@@ -34,7 +35,7 @@ from nnunetv2_plgcl.datasets.split import (
     parse_amount,
 )
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
-from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
 from nnunetv2_plgcl.pseudolabels.record import RECORD, TRUE, pseudo_labels, read_record
 
 COMMAND = "nnUNetv2_plgcl_split"

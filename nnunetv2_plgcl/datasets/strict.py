@@ -22,8 +22,9 @@ from nnunetv2_plgcl.datasets.files import (
     read_split,
     write_json,
 )
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.raw import companions, labelled_images
-from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
 
 JOURNAL = "plgcl_strict.json"
 HIDDEN_LABELS = "labelsUn"

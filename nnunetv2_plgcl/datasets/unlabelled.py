@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_plgcl.datasets.files import dataset_number
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.raw import is_hidden
 
 UNLABELLED_IMAGES = "imagesUn"
@@ -177,10 +178,3 @@ def require_current(
             f"{some(missing)} of {raw_images} never preprocessed for configuration "
             f"{configuration}. {mend}"
         )
-
-
-def some(cases: Sequence[str], shown: int = 3) -> str:
-    """The first cases by name, the others by number, to begin a sentence with."""
-    more = f" and {len(cases) - shown} more" if len(cases) > shown else ""
-    noun = "Case" if len(cases) == 1 else "Cases"
-    return f"{noun} {', '.join(cases[:shown])}{more}"

@@ -23,7 +23,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_plgcl.datasets.description import label_manager, values_of
-from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.evaluation.geometry import (
     TOLERANCE,
     displacement,
@@ -240,8 +240,8 @@ def displaced(summary: Mapping[str, Any]) -> list[str]:
     worst = max(cases, key=lambda case: case[DISPLACED])
     return [
         f"The headers of {len(cases)} predictions place voxels elsewhere than those of their "
-        f"references, {worst['prediction_file']} by up to {worst[DISPLACED]:.3g} voxels. Voxels of "
-        f"equal index were compared."
+        f"references, {worst['prediction_file']} by up to {worst[DISPLACED]:.3g} voxels (lengths "
+        f"of their shortest edge). Voxels of equal index were compared."
     ]
 
 

@@ -12,6 +12,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_plgcl.datasets.files import dataset_number, nnunet_folder, read_split
+from nnunetv2_plgcl.datasets.preprocessed import require_no_other_files
 from nnunetv2_plgcl.datasets.raw import is_hidden
 from nnunetv2_plgcl.datasets.unlabelled import preprocessed_cases, unlabelled_folder
 
@@ -90,5 +91,6 @@ def nnunet_split(folder: Path) -> list[dict[str, list[str]]]:
 
 
 def _identifiers(folder: Path) -> list[str]:
+    require_no_other_files(folder)
     found = infer_dataset_class(str(folder)).get_identifiers(str(folder))
     return sorted(str(case) for case in found if not is_hidden(case))

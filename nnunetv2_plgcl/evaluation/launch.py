@@ -34,6 +34,7 @@ from nnunetv2_plgcl.evaluation.folds import read_fold
 from nnunetv2_plgcl.evaluation.runs import FINAL, LABELLED, PEAK_MEMORY, RECORD, Run, read_record
 from nnunetv2_plgcl.model_files import load_model
 from nnunetv2_plgcl.record import conditions
+from nnunetv2_plgcl.semisupervised.state import newest
 from nnunetv2_plgcl.settings import PLANS_KEY
 from nnunetv2_plgcl.workers import run_logged
 
@@ -144,7 +145,7 @@ def _train(job: Job) -> None:
     from nnunetv2.run.run_training import run_training_entry
 
     run = job.run
-    begins = not any(run.folder.glob("checkpoint_*.pth"))
+    begins = newest(run.folder) is None
     if begins:  # else the split may be another one than at the beginning
         plans, _ = read_plans(run.dataset, run.plans_name, run.configuration)
         _note(run, {LABELLED: read_fold(plans, run.configuration, run.fold).labelled})

@@ -17,7 +17,7 @@ import torch
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunetv2_plgcl.datasets.description import label_manager
-from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.evaluation import tsne
 from nnunetv2_plgcl.evaluation.comparison import Comparison, cases_to_show
 from nnunetv2_plgcl.evaluation.evaluate import class_names

@@ -19,13 +19,15 @@ class Published:
     Attributes:
         table: in Markdown.
         content: the same for programs, as in comparison.json.
-        notes: what the reader should know, a sentence each.
+        warnings: what may be wrong with the scores, a sentence each.
+        notes: what is missing, and why, likewise.
         files: the report first.
     """
 
     table: str
     content: str
-    notes: list[str]
+    warnings: Sequence[str]
+    notes: Sequence[str]
     files: list[Path]
 
 
@@ -70,4 +72,5 @@ def publish(
         {heading: pictures for heading, pictures in sections.items() if pictures},
     )
     text = "\n".join(tables.to_markdown(table) for table in readable.values())
-    return Published(text, content, all_notes, [output / "report.html", *written])
+    files = [output / "report.html", *written]
+    return Published(text, content, comparison.warnings, notes, files)

@@ -21,7 +21,7 @@ from nnunetv2_plgcl.datasets.description import (
     read_dataset,
     values_of,
 )
-from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.evaluation.conditions import (
     Conditions,
     expected_conditions,
@@ -33,6 +33,7 @@ from nnunetv2_plgcl.evaluation.folds import ALL, Fold, nnunet_split, split_file
 from nnunetv2_plgcl.evaluation.launch import plans_copy, require_device
 from nnunetv2_plgcl.evaluation.plan import Plan
 from nnunetv2_plgcl.evaluation.runs import (
+    FINAL,
     LABELLED,
     Run,
     read_record,
@@ -64,6 +65,7 @@ def refuse(plan: Plan) -> None:
     finished = [run for run in plan.runs if run.is_finished()]
     waiting = [run for run in plan.runs if not run.is_finished()]
     for run in finished:
+        read_model_file(run.folder / FINAL)
         _require_same_labels(run, plan.dataset)
         require_split(run, plan.folds[run.fold], request.trust_split)
     conditions = {run: read_conditions(run) for run in finished}
@@ -188,8 +190,7 @@ def _require_continued(run: Run, trainer: Any, fold: Fold) -> None:
     if LABELLED in (record := read_record(run)):
         _require_same("labelled", set(record[LABELLED]), fold.labelled, run)
     require_free(run.folder)
-    unlabelled = fold.unlabelled if _is_ours(type(trainer)) else []
-    require_first_stage(trainer, [*fold.labelled, *fold.validation], unlabelled)
+    require_first_stage(trainer, [*fold.labelled, *fold.validation], fold.unlabelled)
     begun = newest(run.folder)
     if begun is not None and _is_ours(type(trainer)):
         trainer.require_continued(begun, asdict(fold))

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from nnunetv2_plgcl.evaluation.comparison import METRICS, Comparison
+from nnunetv2_plgcl.evaluation.evaluate import DISTANCES
 
 NOTHING = "–"
 LATER = ("ASSD", "ASD")  # metrics of the second table
@@ -86,7 +87,8 @@ def readable_tests(comparison: Comparison, tests: pd.DataFrame) -> pd.DataFrame:
             "labelled": str(row["labelled"]) if comparison.courses else NOTHING,
             "trainer": comparison.short_name(row["trainer"]),
             "against": comparison.short_name(row["against"]),
-            "metric": row["metric"], "cases": row["cases"], "left out": row["left out"],
+            "metric": _title(row["metric"], comparison.unit),
+            "cases": row["cases"], "left out": row["left out"],
             "difference": f"{_number(row['difference'], scale)} [{low}, {high}]",
             "p": _p(row["p"]), "p (Holm)": _p(row["p (Holm)"]),
         })  # fmt: skip
@@ -136,7 +138,7 @@ def write_tables(
     comparison: Comparison, results: pd.DataFrame, tests: pd.DataFrame, folder: Path
 ) -> list[Path]:
     """Write table.md, table.tex, table.csv, tests.csv and scores.csv; numbers in CSV are not
-    rounded, and trainers have their full names there."""
+    rounded, trainers have their full names there, and a last column the unit of distances."""
     texts = dict(readable(comparison, results))
     if len(tests):
         texts["Tests"] = readable_tests(comparison, tests)
@@ -145,7 +147,9 @@ def write_tables(
     (folder / "table.md").write_text(markdown, encoding="utf-8")
     (folder / "table.tex").write_text(latex, encoding="utf-8")
     for name, frame in (("table", results), ("tests", tests), ("scores", comparison.scores)):
-        _known(comparison, frame).to_csv(folder / f"{name}.csv", index=False)
+        _with_unit(_known(comparison, frame), comparison.unit).to_csv(
+            folder / f"{name}.csv", index=False
+        )
     return [folder / f for f in ("table.md", "table.tex", "table.csv", "tests.csv", "scores.csv")]
 
 
@@ -153,6 +157,14 @@ def _known(comparison: Comparison, frame: pd.DataFrame) -> pd.DataFrame:
     """Without the columns that only a training tells, where none is known."""
     unknown = [] if comparison.courses else ["labelled", "share", "fold", "seed"]
     return frame.drop(columns=unknown, errors="ignore")
+
+
+def _with_unit(frame: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """With the unit of each row's distances: of all rows, or of those of a metric that has one."""
+    if "metric" not in frame:
+        return frame.assign(unit=unit)
+    has_unit = frame["metric"].isin(DISTANCES)
+    return frame.assign(unit=has_unit.map({True: unit, False: ""}))
 
 
 def _title(metric: str, unit: str) -> str:

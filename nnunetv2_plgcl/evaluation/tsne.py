@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from nnunetv2_plgcl.contrast.embedding import EncoderFeatures, FeatureEmbedder
 from nnunetv2_plgcl.contrast.guidance import LowestEntropyGuide
 from nnunetv2_plgcl.contrast.patches import window_statistics
+from nnunetv2_plgcl.datasets.preprocessed import require_no_other_files
 from nnunetv2_plgcl.model_files import load_model
 
 BATCH = 8  # images encoded at once
@@ -231,6 +232,7 @@ def _loader(predictor: nnUNetPredictor, cases: Sequence[str]) -> nnUNetDataLoade
             f"Not preprocessed in {folder}: {', '.join(missing) or 'no case was named'}. Run "
             f"nnUNetv2_preprocess for this dataset and configuration."
         )
+    require_no_other_files(folder)
     dataset = infer_dataset_class(str(folder))(str(folder), list(cases))
     size = configuration.patch_size
     return nnUNetDataLoader(

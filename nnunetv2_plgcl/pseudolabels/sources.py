@@ -10,8 +10,9 @@ from typing import Any
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_plgcl.datasets.groups import group_matching, guess_group_pattern
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.raw import images_by_case, is_hidden
-from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
 from nnunetv2_plgcl.evaluation.folds import Fold
 
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from nnunetv2_plgcl.datasets.description import channel_names, label_manager
 from nnunetv2_plgcl.datasets.files import states_of, write_json
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.raw import companions
-from nnunetv2_plgcl.datasets.unlabelled import some
 from nnunetv2_plgcl.evaluation.evaluate import class_names
 from nnunetv2_plgcl.evaluation.refuse import check_reference
 from nnunetv2_plgcl.evaluation.runs import Run

@@ -25,9 +25,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import distributed as dist
 
-from nnunetv2_plgcl.datasets.files import dataset_number
-from nnunetv2_plgcl.datasets.unlabelled import some, unlabelled_folder
+from nnunetv2_plgcl.datasets.files import dataset_number, read_split
+from nnunetv2_plgcl.datasets.names import some
+from nnunetv2_plgcl.datasets.unlabelled import unlabelled_folder
 from nnunetv2_plgcl.semisupervised.loaders import UnlabelledDataset
+from nnunetv2_plgcl.semisupervised.step import SemiSupervisedStep
 
 PREDICTED = "predicted_next_stage"  # nnU-Net's name
 
@@ -48,7 +50,7 @@ def require_first_stage(
 
     Args:
         labelled: cases of training and validation.
-        unlabelled: cases.
+        unlabelled: cases, of which only a semi-supervised trainer needs them.
 
     Raises:
         FileNotFoundError: of which cases, and the command that makes them.
@@ -57,7 +59,9 @@ def require_first_stage(
     if folder is None:
         return
     of_labelled = Path(trainer.folder_with_segs_from_previous_stage)
-    files = [*((of_labelled, c) for c in labelled), *((folder, c) for c in unlabelled)]
+    files = [(of_labelled, case) for case in labelled]
+    if isinstance(trainer, SemiSupervisedStep):
+        files += [(folder, case) for case in unlabelled]
     missing = [case for where, case in files if not (where / f"{case}.b2nd").is_file()]
     if missing:
         plans = trainer.plans_manager
@@ -83,13 +87,15 @@ def predict_for_next_stages(trainer: nnUNetTrainer, unlabelled: UnlabelledDatase
     if not stages:
         return
     labelled, _ = trainer.get_tr_and_val_datasets()
+    elsewhere = _validated(trainer)
     everyone = Path(trainer.output_folder_base) / PREDICTED
     of_fold = Path(trainer.output_folder) / PREDICTED
     work: list[tuple[nnUNetBaseDataset, str, Path]] = [
         *((unlabelled, case, of_fold / stage / case) for case in unlabelled.identifiers
           for stage in stages),
         *((labelled, case, everyone / stage / case) for case in labelled.identifiers
-          for stage in stages if not (everyone / stage / f"{case}.b2nd").is_file()),
+          for stage in stages
+          if case not in elsewhere or not (everyone / stage / f"{case}.b2nd").is_file()),
     ]  # fmt: skip
     predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
     predictor.manual_initialization(
@@ -136,6 +142,14 @@ def predict_for_next_stages(trainer: nnUNetTrainer, unlabelled: UnlabelledDatase
         for future in pending:
             future.result()
     trainer.set_deep_supervision_enabled(True)
+
+
+def _validated(trainer: nnUNetTrainer) -> set[str]:
+    """Cases that nnU-Net predicts for the next stages, in this fold or another one."""
+    if trainer.fold == "all":
+        return set(trainer.do_split()[1])
+    splits = read_split(Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json")
+    return {case for fold in splits for case in fold["val"]}
 
 
 def _shape_in(trainer: nnUNetTrainer, stage: str, case: str) -> tuple[int, ...] | None:

@@ -19,7 +19,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUN
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_plgcl.datasets.unlabelled import require_one_place, some
+from nnunetv2_plgcl.datasets.names import some
+from nnunetv2_plgcl.datasets.unlabelled import require_one_place
 from nnunetv2_plgcl.semisupervised.views import WeakStrongViews
 from nnunetv2_plgcl.workers import one_line
 

@@ -36,11 +36,12 @@ class SkippedSteps:
         self._batches += 1
         self._of_cases.update(set(cases))
 
-    def too_many(self, scaler: torch.amp.GradScaler | None) -> bool:
-        """Whether the training has to end."""
-        if scaler is None or self._in_a_row > IN_A_ROW_ALLOWED:
+    def too_many(self, scalers: Collection[torch.amp.GradScaler]) -> bool:
+        """Whether the training has to end. ``scalers`` are those of its optimisers."""
+        if not scalers or self._in_a_row > IN_A_ROW_ALLOWED:
             return self._in_a_row > 0
-        return self._in_a_row > 0 and scaler.get_scale() < SMALLEST_SCALE
+        smallest = min(scaler.get_scale() for scaler in scalers)
+        return self._in_a_row > 0 and smallest < SMALLEST_SCALE
 
     def suspects(self, shown: int = 8) -> str:
         """Cases that were in most of the batches of skipped steps, the most frequent first."""

@@ -34,6 +34,7 @@ class ResumableTraining(SemiSupervisedStep):
     _signals = signals.StopSignals()
     _resume_point: dict[str, Any] | None = None
     _record: dict[str, Any] = {}  # noqa: RUF012  # never changed in place
+    said_collapsed = False  # that pseudo-labels are of one class
 
     # ---- a training and its end --------------------------------------------------------------
 
@@ -42,11 +43,34 @@ class ResumableTraining(SemiSupervisedStep):
             _running.append(self)
             try:
                 super().run_training()
+            except Exception as error:
+                self._keep_after(error)
+                raise
             finally:
                 self._finish_loaders()
                 _running.remove(self)
             if self._signals.received:  # after the last step
                 raise SystemExit(signals.ENDED)
+
+    def _keep_after(self, error: Exception) -> None:
+        """Write the beginning of the epoch that ended in an error, and the error into the log. What
+        goes wrong with that is said, but does not hide the error."""
+        try:
+            self.print_to_log_file(f"{type(error).__name__}: {error}", also_print_to_console=False)
+            if self._resume_point is not None:
+                self.write_resume_point()
+                self.print_to_log_file(self._kept())
+        except Exception as another:
+            print(f"{type(another).__name__} while the training was kept: {another}")
+
+    def _kept(self) -> str:
+        if self._resume_point is None:
+            return "Nothing was written, as checkpointing is disabled."
+        epoch = self._resume_point["current_epoch"]
+        return (
+            f"checkpoint_latest.pth holds the beginning of epoch {epoch}: --c goes on from there, "
+            f"to the same result."
+        )
 
     @contextmanager
     def _alone(self) -> Iterator[signals.StopSignals]:
@@ -66,8 +90,8 @@ class ResumableTraining(SemiSupervisedStep):
             self._resume_point = _copied(self._checkpoint(self.current_epoch))
         super().on_epoch_start()
 
-    def finish_step(self, patches_per_class: Tensor | None = None, **losses: Tensor) -> dict:
-        report = super().finish_step(patches_per_class, **losses)
+    def finish_step(self, *args: Any, **losses: Any) -> dict:
+        report = super().finish_step(*args, **losses)
         self.stop_if_asked()
         return report
 
@@ -87,13 +111,7 @@ class ResumableTraining(SemiSupervisedStep):
         self.write_resume_point()
         self.print_to_log_file(
             f"{self._signals.received} in epoch {self.current_epoch}, iteration "
-            f"{self.iteration_in_epoch}. "
-            + (
-                "Nothing was written, as checkpointing is disabled."
-                if self._resume_point is None
-                else f"checkpoint_latest.pth holds the beginning of epoch {self.current_epoch}: "
-                f"--c goes on from there, to the same result."
-            )
+            f"{self.iteration_in_epoch}. {self._kept()}"
         )
         raise SystemExit(signals.ENDED)
 
@@ -111,12 +129,17 @@ class ResumableTraining(SemiSupervisedStep):
 
     def training_state(self) -> dict[str, Any]:
         """What a continued training needs beyond nnU-Net's keys. Subclasses add theirs."""
-        return {"student": self.student.state_dict(), "teacher": self.teacher.state_dict()}
+        return {
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "said_collapsed": self.said_collapsed,
+        }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Inverse of ``training_state``."""
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
+        self.said_collapsed = state.get("said_collapsed", False)  # none before 0.3
 
     def _checkpoint(self, next_epoch: int) -> dict[str, Any]:
         """nnU-Net's checkpoint, with ``training_state`` and the record under keys of their own.

@@ -7,7 +7,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_plgcl.semisupervised.step import SemiSupervisedStep
@@ -18,9 +18,10 @@ class SecondStudent:
     rate and a gradient scaler of its own. Never deployed. Source: CPS (Chen et al., 2021).
 
     Built as nnU-Net builds the trainer's network, optimiser and scaler, by the trainer's own
-    methods, compiled and wrapped for DDP likewise; ``student_logits`` and ``optimise`` are the
-    trainer's, on this network. Initial weights are drawn from torch's generator after those of the
-    first network, and pretrained weights are not loaded: the two must not start alike.
+    methods, compiled and wrapped for DDP likewise; ``student_logits``, ``backward`` and
+    ``take_step`` are the trainer's, on this network. Initial weights are drawn from torch's
+    generator after those of the first network, and pretrained weights are not loaded: the two must
+    not start alike. Where the gradient of either is not finite, neither takes the step.
 
     Args:
         trainer: initialised.
@@ -43,18 +44,14 @@ class SecondStudent:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
             network = DistributedDataParallel(network)
         self.network = network
-        self.gradient_norms = trainer.gradient_norms  # finish_step looks at those of both
+        self.gradient_norms = trainer.gradient_norms  # of both
         self.grad_scaler = None if trainer.grad_scaler is None else torch.amp.GradScaler("cuda")
 
     # the trainer's own, on this object's network, optimizer and grad_scaler
     student: Any = SemiSupervisedStep.student
     student_logits: Any = SemiSupervisedStep.student_logits
-    optimise: Any = SemiSupervisedStep.optimise
-
-    @property
-    def gradient_norm(self) -> Tensor:
-        """Of the last ``optimise``; where it is not finite, the step was left out."""
-        return self.gradient_norms[-1]
+    backward: Any = SemiSupervisedStep.backward
+    take_step: Any = SemiSupervisedStep.take_step
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Train mode and learning rate of this epoch, as nnU-Net sets them for its network."""

@@ -112,7 +112,8 @@ def _advice(damaged: Path) -> str:
         if file == damaged or not file.is_file():
             continue
         try:
-            epoch = _read(file)["current_epoch"]
+            checkpoint = _read(file)
+            epoch, _ = checkpoint["current_epoch"], checkpoint[STATE_KEY]
         except Exception:
             away.append(file)
             continue

@@ -49,7 +49,6 @@ class SemiSupervisedStep(nnUNetTrainer):
     skipped_steps: SkippedSteps
     _cases: dict[str, list[str]]  # of the batch, by part
     gradient_norms: list[Tensor]  # of the step's optimisers
-    pseudo_shares: list[Tensor]  # of the step's pseudo-labels
 
     # ---- data --------------------------------------------------------------------------------
 
@@ -160,11 +159,7 @@ class SemiSupervisedStep(nnUNetTrainer):
         if len(weak) == 0:
             return weak.new_zeros(0, self.label_manager.num_segmentation_heads, *weak.shape[2:])
         with torch.no_grad():
-            probabilities = class_probabilities(
-                (teacher or self._run_teacher)(weak), self.exclusive
-            )
-            self.pseudo_shares.append(class_shares(probabilities, self.exclusive))
-        return probabilities
+            return class_probabilities((teacher or self._run_teacher)(weak), self.exclusive)
 
     def student_logits(self, images: Tensor) -> list[Tensor]:
         """One student pass, one output per resolution of deep supervision, the finest first."""
@@ -181,22 +176,35 @@ class SemiSupervisedStep(nnUNetTrainer):
 
     def optimise(self, loss: Tensor) -> None:
         """One optimiser step, left out where the gradient is not finite. But for that,
-        nnUNetTrainer.train_step (nnU-Net 2.8.1) holds these lines between forward pass and return
-        value, without a hook; a test compares them."""
+        nnUNetTrainer.train_step (nnU-Net 2.8.1) holds the lines of ``backward`` and ``take_step``
+        between forward pass and return value, without a hook; a test compares them."""
+        self.backward(loss)
+        self.take_step()
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradient of a loss, clipped."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.grad_scaler is not None:
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
-            self.gradient_norms.append(gradient_norm(norm, self.optimizer, self.network))
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
         else:
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
-            self.gradient_norms.append(gradient_norm(norm, self.optimizer, self.network))
-            if self.gradient_norms[-1].isfinite():  # else finish_step ends the training
-                self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+        self.gradient_norms.append(gradient_norm(norm, self.optimizer, self.network))
+
+    def take_step(self) -> None:
+        """Change the weights; where a gradient of this step is not finite, none are changed (with
+        a gradient scaler, those of its own optimiser)."""
+        if self.grad_scaler is not None:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        elif all(norm.isfinite() for norm in self.gradient_norms):  # else see finish_step
+            self.optimizer.step()
+
+    @property
+    def gradient_scalers(self) -> list[torch.amp.GradScaler]:
+        """One for each optimiser; none without mixed precision."""
+        return [] if self.grad_scaler is None else [self.grad_scaler]
 
     def update_teacher(self) -> None:
         """Poster step 6: the teacher follows the student."""
@@ -204,10 +212,17 @@ class SemiSupervisedStep(nnUNetTrainer):
 
     # ---- end of a step -----------------------------------------------------------------------
 
-    def finish_step(self, patches_per_class: Tensor | None = None, **losses: Tensor) -> dict:
+    def finish_step(
+        self,
+        pseudo_label: Tensor | None = None,
+        patches_per_class: Tensor | None = None,
+        **losses: Tensor,
+    ) -> dict:
         """Count the iteration and bring what is logged to the host in one transfer.
 
         Args:
+            pseudo_label: what unlabelled patches learnt from, as ``targets.class_shares`` takes it;
+                none or of no patch, as in warm-up, where there is none.
             patches_per_class: (K,) drawn patches, zeros where a method draws none.
             losses: ``loss`` (the total) and each of ``log.LOSSES`` that the method has.
 
@@ -220,20 +235,22 @@ class SemiSupervisedStep(nnUNetTrainer):
         """
         rampup = self.consistency_rampup
         self.iteration_in_epoch += 1
+        heads = self.label_manager.num_segmentation_heads
         if patches_per_class is None:
-            patches_per_class = torch.zeros(self.label_manager.num_segmentation_heads)
+            patches_per_class = torch.zeros(heads)
+        if pseudo_label is None or len(pseudo_label) == 0:
+            shares = torch.zeros(heads + (not self.exclusive))
+        else:
+            shares = class_shares(pseudo_label, heads, self.exclusive)
         scalars = torch.stack(
             [x.detach().float() for x in (*losses.values(), *self.gradient_norms)]
         )
-        no_shares = scalars.new_zeros(1, len(patches_per_class) + (not self.exclusive))
-        shares = torch.stack(self.pseudo_shares) if self.pseudo_shares else no_shares
-        counts = patches_per_class.to(scalars), shares.mean(0)
+        counts = patches_per_class.to(scalars), shares.to(scalars)
         values = torch.cat((*counts, scalars)).cpu().numpy()
         patches, shares_of_classes, values = np.split(values, np.cumsum([len(x) for x in counts]))
         report = dict(zip(losses, values, strict=False))
         skipped = self._heed_nonfinite(report, values[len(losses) :])
         self.gradient_norms.clear()
-        self.pseudo_shares.clear()
         nothing = {name: np.float32(0) for name in log.LOSSES if name not in report}
         return {
             **report,
@@ -252,7 +269,7 @@ class SemiSupervisedStep(nnUNetTrainer):
             self.skipped_steps.taken()
             return False
         self.skipped_steps.skipped([case for cases in self._cases.values() for case in cases])
-        if not self.skipped_steps.too_many(self.grad_scaler):
+        if not self.skipped_steps.too_many(self.gradient_scalers):
             return True
         named = ", ".join(f"{name} {value}" for name, value in values.items())
         of_batch = "; ".join(
@@ -262,8 +279,8 @@ class SemiSupervisedStep(nnUNetTrainer):
         raise RuntimeError(
             f"The loss or its gradient is not finite in epoch {self.current_epoch}, iteration "
             f"{self.iteration_in_epoch}: {named}. The batch held: {of_batch}."
-            f"{'' if self.grad_scaler is None else often} The weights and the checkpoints on disk "
-            f"are from before this step. Look for NaN, infinite or huge values in these cases, "
-            f"or lower the weight of the part that is not finite (see 'plgcl' in the plans); then "
+            f"{often if self.gradient_scalers else ''} The weights are finite, and all checkpoints "
+            f"are from before this step. Look for NaN, infinite or huge values in these cases, or "
+            f"lower the weight of the part that is not finite (see 'plgcl' in the plans); then "
             f"continue with --c."
         )

@@ -27,23 +27,29 @@ def class_probabilities(logits: Tensor, exclusive: bool) -> Tensor:
     return torch.softmax(logits.float(), 1) if exclusive else torch.sigmoid(logits.float())
 
 
-def class_shares(probabilities: Tensor, exclusive: bool) -> Tensor:
-    """Which share of the voxels is decided for each class. Source: ours.
+def class_shares(pseudo_label: Tensor, num_classes: int, exclusive: bool) -> Tensor:
+    """Which share of the voxels is of each class. Source: ours.
 
     Args:
-        probabilities: (B, K, *spatial), B at least 1.
+        pseudo_label: confidence maps (B, K, *spatial), or a hard one as ``hard_target`` gives it,
+            (B, 1, *spatial) or for regions (B, K + 1, *spatial). B is at least 1.
+        num_classes: K, the number of segmentation heads.
         exclusive: classes exclude one another; otherwise regions, decided at 0.5.
 
     Returns:
-        (K,) float32, which add up to 1; with regions (1 + K,), first of the voxels in none.
+        (K,) float32 of the voxels that are not ignored; with regions (1 + K,), first of the voxels
+        in none. They add up to 1 for classes; zeros where all voxels are ignored.
     """
+    hard = pseudo_label.shape[1] != num_classes
     if exclusive:
-        decision = probabilities.argmax(1)
-        masks = [decision == k for k in range(probabilities.shape[1])]
+        decision = pseudo_label[:, 0] if hard else pseudo_label.argmax(1)
+        masks = [decision == k for k in range(num_classes)]
+        known = decision != num_classes
     else:
-        decisions = probabilities > 0.5
-        masks = [~decisions.any(1), *decisions.unbind(1)]
-    return torch.stack([mask.sum() for mask in masks]) / masks[0].numel()
+        regions = pseudo_label[:, :num_classes] > 0.5
+        known = ~pseudo_label[:, num_classes:].bool().any(1)
+        masks = [~regions.any(1) & known, *(regions & known[:, None]).unbind(1)]
+    return torch.stack([mask.sum() for mask in masks]) / known.sum().clamp(min=1)
 
 
 def label_probabilities(

@@ -23,12 +23,13 @@ from torch import distributed as dist
 
 from nnunetv2_plgcl.datasets.check import check_training
 from nnunetv2_plgcl.datasets.files import dataset_number, read_split
+from nnunetv2_plgcl.datasets.names import some
+from nnunetv2_plgcl.datasets.preprocessed import require_no_other_files
 from nnunetv2_plgcl.datasets.strict import require_replanned
 from nnunetv2_plgcl.datasets.unlabelled import (
     UNLABELLED_IMAGES,
     preprocessed_cases,
     require_current,
-    some,
     unlabelled_cases,
     unlabelled_folder,
 )
@@ -97,8 +98,6 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
         self._cases: dict[str, list[str]] = {}
         self.unreadable_cases: dict[str, str] = {}
         self.gradient_norms: list[torch.Tensor] = []
-        self.pseudo_shares: list[torch.Tensor] = []
-        self._said_collapsed = False
         log.install(self.logger)
 
     # ---- set-up ------------------------------------------------------------------------------
@@ -111,6 +110,7 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
                 f"-d {dataset_number(self.plans_manager.dataset_name)} "
                 f"-c {self.configuration_name} -plans_name {self.plans_manager.plans_name}"
             )
+        require_no_other_files(Path(self.preprocessed_dataset_folder))
         _seed_everything(self.config.seed)
         super().initialize()
         self.teacher = EMATeacher(self.student, self.config.ema_decay)
@@ -291,8 +291,8 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
         return {"deep_supervision_scales": None}
 
     def heed_unreadable(self, unreadable: Mapping[str, str]) -> None:
-        """Log unlabelled cases that cannot be read any more; end the training, with a checkpoint
-        of this epoch to be continued, when they are too many.
+        """Log unlabelled cases that cannot be read any more; end the training when they are too
+        many.
 
         Raises:
             RuntimeError: too many, see ``loaders.too_many_gone``.
@@ -307,7 +307,6 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
             )
         if not loaders.too_many_gone(gone, total):
             return
-        self.write_resume_point()
         raise RuntimeError(
             f"{gone} of {total} unlabelled cases cannot be read any more: "
             f"{some(list(self.unreadable_cases))}. Is a disk full, or a network drive gone? The "
@@ -352,9 +351,9 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
         self._say_if_collapsed(log.the_only_class(shares))
 
     def _say_if_collapsed(self, only: int | None) -> None:
-        if only is None or self._said_collapsed:
+        if only is None or self.said_collapsed:
             return
-        self._said_collapsed = True
+        self.said_collapsed = True
         labels = {n: v for n, v in self.dataset_json["labels"].items() if n != "ignore"}
         names = sorted(labels, key=lambda n: int(labels[n])) if self.exclusive else list(labels)
         self.print_to_log_file(

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from checking import damage, gt, raw_image, rewrite, run, start
+from checking import damage, gt, raw_image, rewrite, run, start, write_split
 from conftest import TINY
 
 from nnunetv2_plgcl import commands
@@ -268,3 +268,28 @@ def test_a_preprocessed_folder_that_can_only_be_read(prepared, capsys, monkeypat
     monkeypatch.setattr(cache_module.os, "replace", read_only)
     monkeypatch.setattr(Path, "unlink", read_only)
     assert run(capsys)[0] == 0
+
+
+def test_every_case_is_named_where_that_is_asked_for(prepared, capsys):
+    cases = sorted(prepared.split["unlabelled"])[:5]
+    for case in cases:
+        rewrite(raw_image(prepared, case), lambda a: 100 * a + 1000)
+    assert f"Cases {', '.join(cases[:3])} and 2 more: the image is newer" in run(capsys)[1]
+    assert f"Cases {', '.join(cases)}: the image is newer" in run(capsys, "--all-cases")[1]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "notes.txt"])
+@pytest.mark.parametrize("trainer", ["nnUNetTrainer", "nnUNetTrainerPLGCL"])
+def test_a_file_that_is_no_case_is_named(prepared, capsys, name, trainer):
+    (prepared.case_folder / name).touch()
+    status, out = run(capsys, "-tr", trainer)
+    assert status == 1 and f"{prepared.case_folder} holds files that are no preprocessed" in out
+    assert f"of those: {name}. Move them away" in out
+    with pytest.raises(ValueError, match=f"of those: {name}"):
+        start(prepared)
+
+
+def test_half_a_character_in_a_split(prepared, capsys):
+    write_split(prepared, unlabelled=["\ud800", *prepared.split["unlabelled"]])
+    with pytest.raises(SystemExit, match=r"'\\ud800' in \"unlabelled\" of fold 0 is no text"):
+        commands.check(["-d", "901", "-c", TINY, "-f", "0"])

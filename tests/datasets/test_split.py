@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -323,3 +324,12 @@ def test_failed_write_leaves_the_old_split_and_no_half_file(tmp_path):
         write_split(file, [{"train": [object()]}], force=True)  # type: ignore[list-item]
     assert file.read_text() == "old"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_name_that_is_not_utf8_is_refused(folders, acdc):
+    raw = folders.parents[1] / "raw" / "Dataset027_ACDC"
+    raw.unlink()
+    shutil.copytree(acdc, raw, copy_function=os.symlink)
+    image = next((raw / "imagesTr").iterdir())
+    (raw / "imagesTr" / os.fsdecode(b"patient\xff_0000.nii.gz")).symlink_to(image)
+    assert "not in UTF-8, 'patient\\udcff': nnU-Net cannot" in failure("-d", 27, "--labelled", 7)

@@ -235,3 +235,9 @@ def test_what_is_missing_is_said_before_anything_is_done(copy):
 def test_a_gpu_that_is_not_there_is_said_in_one_line(copy):
     shutil.rmtree(fold_of(copy, OURS))
     assert "no cuda device" in failure(copy, "--run")
+
+
+def test_a_finished_model_that_cannot_be_trusted_is_refused_before_it_predicts(copy):
+    file = fold_of(copy, STOCK) / runs.FINAL
+    torch.save({**torch.load(file, weights_only=False), "more": torch.nn.Linear(1, 1)}, file)
+    assert "could be any code" in failure(copy)

@@ -121,6 +121,20 @@ def test_latex_escapes_what_is_special_there(names):
         assert body.count("\\" + special) == sum(name.count(special) for name in names)
 
 
+def test_distances_in_every_table_have_their_unit(tmp_path):
+    comparison = replace(comparison_of(), unit="pixels")
+    results, tests = library.results(comparison), library.tests(comparison)
+    tables.write_tables(comparison, results, tests, tmp_path)
+    assert set(pd.read_csv(tmp_path / "table.csv")["unit"]) == {"pixels"}
+    for name in ("tests.csv", "scores.csv"):
+        table = pd.read_csv(tmp_path / name, keep_default_na=False)
+        units = {metric: set(rows["unit"]) for metric, rows in table.groupby("metric")}
+        assert units["DSC"] == {""} and units["HD95"] == {"pixels"}, name
+    for name in ("table.md", "table.tex"):
+        text = (tmp_path / name).read_text()
+        assert "HD95 (pixels)" in text[text.index("Tests") :]
+
+
 @pytest.fixture
 def report(tmp_path):
     comparison = comparison_of(trainers=MANY)

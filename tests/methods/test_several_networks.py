@@ -129,18 +129,20 @@ def test_cps_each_learns_the_decisions_of_the_other(exclusive):
         label = torch.rand(2, heads, 8, 8, generator=generator) > 0.5
     trainer.labelled_batch = lambda batch: (images, [label])
     trainer.unlabelled_batch = lambda like: UnlabelledBatch(weak, (), [])
-    optimised = []
+    gradients, steps = [], []
     trainer.student_logits = lambda patches: [first]
-    trainer.optimise = optimised.append
+    trainer.backward, trainer.take_step = gradients.append, lambda: steps.append(len(gradients))
     trainer.second = SimpleNamespace(
         student_logits=lambda patches: [second],
-        optimise=optimised.append,
+        backward=gradients.append,
+        take_step=trainer.take_step,
     )
     trainer.update_teacher = lambda: None
     trainer.finish_step = lambda **losses: losses
     report = trainer.train_step({})
-    for own, other, loss in ((first, second, optimised[0]), (second, first, optimised[1])):
+    for own, other, loss in ((first, second, gradients[0]), (second, first, gradients[1])):
         decided = other[2:].argmax(1, True) if exclusive else other[2:] > 0
         expected = trainer.loss(own[:2], label) + trainer.loss(own[2:], decided)
         torch.testing.assert_close(loss, expected)
-    assert report["loss"] is optimised[0]
+    assert report["loss"] is gradients[0]
+    assert steps == [2, 2], "no network takes a step before both gradients are known"

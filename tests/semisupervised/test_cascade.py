@@ -62,6 +62,18 @@ def test_the_second_stage_trains_on_what_the_first_predicted(prepared, monkeypat
     both = {*prepared.split["train"], *prepared.split["val"]}
     assert {f.stem for f in everyone.iterdir()} == both
 
+    case, kept = prepared.split["train"][:2]
+    for name in (case, kept):  # an earlier training's, and that of a fold that validates it
+        (everyone / f"{name}.b2nd").write_bytes(b"earlier")
+    file = prepared.preprocessed / "splits_final.json"
+    (fold,) = json.loads(file.read_text())
+    file.write_text(json.dumps([fold, {"train": fold["val"], "val": [kept]}]))
+    cascade.predict_for_next_stages(first, first.dataset_unlabelled)
+    assert blosc2.open(str(everyone / f"{case}.b2nd")).ndim == 3
+    assert (everyone / f"{kept}.b2nd").read_bytes() == b"earlier"
+    file.write_text(json.dumps([fold]))
+    cascade.predict_for_next_stages(first, first.dataset_unlabelled)
+
     case = prepared.split["unlabelled"][0]
     stored = blosc2.open(str(own / f"{case}.b2nd"))[:]
     pixels = blosc2.open(str(prepared.case_folder / f"{case}.b2nd"))[:]
@@ -98,6 +110,18 @@ def test_the_check_asks_for_the_first_stage(prepared, capsys):
             predicted.mkdir(parents=True, exist_ok=True)
             for case in (case for part in parts for case in prepared.split[part]):
                 (predicted / f"{case}.b2nd").touch()
+
+
+def test_nnunets_own_trainer_needs_no_unlabelled_case(prepared, capsys):
+    (prepared.preprocessed / "nnUNetPlans.json").write_text(json.dumps(cascaded(prepared.plans())))
+    model = prepared.results / f"nnUNetTrainer__nnUNetPlans__{TINY}"
+    predicted = model / "predicted_next_stage" / SECOND
+    predicted.mkdir(parents=True)
+    for case in (*prepared.split["train"], *prepared.split["val"]):
+        (predicted / f"{case}.b2nd").touch()
+    with pytest.raises(SystemExit):
+        commands.check(["-d", "901", "-c", SECOND, "-f", "0", "-tr", "nnUNetTrainer"])
+    assert "0 errors" in capsys.readouterr().out
 
 
 def test_the_network_sees_the_image_and_one_channel_for_each_label():

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from training import make_trainer, tiny
 
-from nnunetv2_plgcl.semisupervised import log
+from nnunetv2_plgcl.semisupervised import log, volumes
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 
 def test_a_teacher_that_collapsed_is_told_once_and_logged(prepared):
@@ -30,6 +31,25 @@ def test_a_teacher_that_collapsed_is_told_once_and_logged(prepared):
     series = trainer.logger.local_logger.my_fantastic_logging[log.LARGEST_CLASS]
     np.testing.assert_allclose(series, [0, 1 - 1 / 96, 1, 1], rtol=1e-5)
     assert log.LARGEST_CLASS in log.SHARES, "what progress.png draws"
+
+    continued = make_trainer(tiny(nnUNetTrainerMeanTeacher, 4, 2), prepared)
+    continued.load_checkpoint(f"{trainer.output_folder}/checkpoint_final.pth")
+    assert continued.said_collapsed, "--c does not say it again"
+
+
+def test_what_is_looked_at_is_what_the_student_learns_from(prepared, monkeypatch):
+    """PLGCL turns to background what lies away from its volume's foreground: here everything."""
+
+    def empty(logits, *_):
+        return np.zeros(logits.shape[1:], np.int8)
+
+    monkeypatch.setattr(volumes, "volume_label", empty)
+    settings = {"warmup_fraction": 0.5, "component_filter": "largest"}
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 2, 2), prepared, settings)
+    trainer.run_training()
+    series = trainer.logger.local_logger.my_fantastic_logging[log.LARGEST_CLASS]
+    assert series == [0, 1]
+    assert "all pseudo-labels of epoch 1 are background" in Path(trainer.log_file).read_text()
 
 
 def test_one_class_alone_is_told_from_almost_one_and_from_none():

@@ -10,6 +10,7 @@ from training import assert_equal_to_the_bit, make_trainer, tiny
 
 from nnunetv2_plgcl.semisupervised import log as series
 from nnunetv2_plgcl.semisupervised.nonfinite import SkippedSteps
+from nnunetv2_plgcl.trainers.methods.nnUNetTrainerCPS import nnUNetTrainerCPS
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
@@ -54,11 +55,45 @@ def test_a_gradient_of_nan_stops_before_the_step(prepared, part):
     assert_equal_to_the_bit(dict(after), before)
     assert latest(trainer)["current_epoch"] == 1
     assert_finite(latest(trainer)["network_weights"])
+    log = Path(trainer.log_file).read_text()
+    assert "RuntimeError: The loss or its gradient is not finite in epoch 1" in log
+    assert "checkpoint_latest.pth holds the beginning of epoch 1: --c goes on from there" in log
 
     continued = make_trainer(tiny(nnUNetTrainerPLGCL), prepared)
     continued.load_checkpoint(f"{continued.output_folder}/checkpoint_latest.pth")
     continued.run_training()
     assert_finite(continued.student.state_dict())
+
+
+def test_of_two_networks_neither_steps_where_one_gradient_is_not_finite(prepared):
+    trainer = make_trainer(tiny(nnUNetTrainerCPS), prepared)
+    before = {}
+
+    def backward(loss):
+        both = {"first": trainer.student, "second": trainer.second.student}
+        weights = {f"{n}.{k}": v for n, net in both.items() for k, v in net.state_dict().items()}
+        before.update({name: value.clone() for name, value in weights.items()})
+        if trainer.current_epoch == 1:
+            loss = with_gradient_of_nan(loss, next(trainer.second.student.parameters()))
+        type(trainer).backward(trainer.second, loss)
+
+    trainer.initialize()
+    trainer.second.backward = backward
+    with pytest.raises(RuntimeError, match="epoch 1, iteration 1.*norm of the gradient nan"):
+        trainer.run_training()
+    for name, network in (("first", trainer.student), ("second", trainer.second.student)):
+        after = {f"{name}.{key}": value for key, value in network.state_dict().items()}
+        assert_equal_to_the_bit(after, {key: before[key] for key in after})
+
+
+def test_both_scalers_are_watched(prepared):
+    trainer = make_trainer(tiny(nnUNetTrainerCPS), prepared)
+    trainer.initialize()
+    assert trainer.gradient_scalers == []
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    trainer.second.grad_scaler = torch.amp.GradScaler("cpu", init_scale=0.5)
+    trainer.skipped_steps.skipped(["a"])
+    assert trainer.skipped_steps.too_many(trainer.gradient_scalers)
 
 
 def test_a_checkpoint_is_never_replaced_by_one_that_is_not_finite(prepared):
@@ -103,11 +138,11 @@ def test_skipped_steps_while_the_scaler_finds_its_scale_are_no_concern():
     scaler, steps = torch.amp.GradScaler("cpu"), SkippedSteps()
     for _ in range(3):
         steps.skipped(["a", "b", "b"])
-        assert not steps.too_many(scaler)
+        assert not steps.too_many([scaler])
     steps.taken()
     steps.skipped(["a"])
     assert steps.suspects() == "a (4 of 4), b (3 of 4)"
-    scaler._init_scale = 0.5
-    assert steps.too_many(scaler) and steps.too_many(None)
+    small = torch.amp.GradScaler("cpu", init_scale=0.5)
+    assert steps.too_many([small]) and steps.too_many([scaler, small]) and steps.too_many([])
     steps.taken()
-    assert not steps.too_many(scaler) and not steps.too_many(None)
+    assert not steps.too_many([small]) and not steps.too_many([])

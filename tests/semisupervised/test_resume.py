@@ -19,7 +19,7 @@ from training import (
     tiny,
 )
 
-from nnunetv2_plgcl.semisupervised.state import read_checkpoint, write_atomically
+from nnunetv2_plgcl.semisupervised.state import STATE_KEY, read_checkpoint, write_atomically
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 TIMES = ("epoch_start_timestamps", "epoch_end_timestamps")
@@ -97,6 +97,41 @@ def test_continuing_from_any_epoch_is_exact(prepared, stop_after, tmp_path):
     assert_equal_to_the_bit(result, expected)
 
 
+def ends_in_an_error(trainer, at_epoch):
+    def broken(batch):
+        if trainer.current_epoch == at_epoch:
+            raise KeyError("a lost worker")
+        return type(trainer).train_step(trainer, batch)
+
+    trainer.save_every = 50  # nnU-Net's own rhythm
+    trainer.train_step = broken
+    with pytest.raises(KeyError, match="a lost worker"):
+        trainer.run_training()
+    return Path(trainer.log_file).read_text(), Path(trainer.output_folder) / "checkpoint_latest.pth"
+
+
+def test_an_error_is_logged_and_keeps_the_beginning_of_the_epoch(prepared):
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 4, 2), prepared)
+    log, latest = ends_in_an_error(trainer, 3)
+    assert "KeyError: 'a lost worker'" in log
+    assert "checkpoint_latest.pth holds the beginning of epoch 3: --c goes on" in log
+    assert torch.load(latest, weights_only=False)["current_epoch"] == 3
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_an_error_is_not_hidden_where_nothing_can_be_kept(prepared, capsys, disabled):
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 4, 2), prepared)
+
+    def full():
+        raise OSError("the disk is full")
+
+    trainer.write_resume_point, trainer.disable_checkpointing = full, disabled
+    log, _ = ends_in_an_error(trainer, 0)
+    assert "KeyError: 'a lost worker'" in log and "--c goes on" not in log
+    printed = capsys.readouterr().out
+    assert ("OSError while the training was kept: the disk is full" in printed) != disabled
+
+
 def test_a_new_best_checkpoint_is_also_the_latest_in_a_file_of_its_own(prepared):
     trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 2, 1), prepared)
     trainer.save_every = 50  # nnU-Net's own rhythm: no `latest` in a run this short
@@ -111,7 +146,8 @@ def test_a_new_best_checkpoint_is_also_the_latest_in_a_file_of_its_own(prepared)
 def test_every_flipped_bit_is_found_and_the_next_good_checkpoint_is_named(tmp_path):
     generator = np.random.default_rng(0)
     latest, best = (tmp_path / f"checkpoint_{name}.pth" for name in ("latest", "best"))
-    content = {"weights": torch.rand(1000), "more": [torch.arange(3000)], "current_epoch": 7}
+    content = {"weights": torch.rand(1000), "more": [torch.arange(3000)], "current_epoch": 7,
+               STATE_KEY: {}}  # fmt: skip
     write_atomically(content, best)
     whole = best.read_bytes()
     found = 0
@@ -132,6 +168,13 @@ def test_every_flipped_bit_is_found_and_the_next_good_checkpoint_is_named(tmp_pa
     commands = commands[commands.index("mv ") : commands.rindex("; then train with --c")]
     subprocess.run(commands, shell=True, check=True)
     assert not latest.exists() and (tmp_path / "checkpoint_latest.pth.damaged").exists()
+
+
+def test_a_checkpoint_of_nnunets_own_trainer_is_no_way_out(tmp_path):
+    (tmp_path / "checkpoint_latest.pth").write_bytes(b"nothing")
+    torch.save({"current_epoch": 7}, tmp_path / "checkpoint_best.pth")
+    with pytest.raises(RuntimeError, match="There is no other"):
+        read_checkpoint(tmp_path / "checkpoint_latest.pth")
 
 
 def test_where_no_checkpoint_is_whole_all_have_to_go(tmp_path):

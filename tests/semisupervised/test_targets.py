@@ -182,4 +182,22 @@ def test_shares_of_classes_are_those_of_a_loop_over_voxels(exclusive):
         for k in [1 + k for k in chosen] or [0]:
             counts[k] += 1
     expected = torch.tensor(counts) / 40
-    torch.testing.assert_close(class_shares(probabilities, exclusive), expected)
+    torch.testing.assert_close(class_shares(probabilities, 3, exclusive), expected)
+    torch.testing.assert_close(
+        class_shares(hard_target(probabilities, exclusive), 3, exclusive), expected
+    )
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_ignored_voxels_are_of_no_class(exclusive):
+    probabilities = class_probabilities(10 * torch.eye(3)[:, :, None, None], exclusive)
+    target = hard_target(probabilities.expand(3, 3, 2, 2), exclusive)
+    ignored = torch.zeros(3, 1, 2, 2, dtype=torch.bool)
+    ignored[1] = True
+    shares = class_shares(ignore_where(target, ignored, 3, exclusive), 3, exclusive)
+    expected = [0.5, 0, 0.5] if exclusive else [0, 0.5, 0, 0.5]
+    if not exclusive:  # all else is at 0.5, in no region
+        assert shares[0] == 0
+    torch.testing.assert_close(shares, torch.tensor(expected))
+    nothing = ignore_where(target, ignored | True, 3, exclusive)
+    assert not class_shares(nothing, 3, exclusive).any()

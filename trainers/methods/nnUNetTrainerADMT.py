@@ -76,7 +76,12 @@ class nnUNetTrainerADMT(nnUNetTrainerHardPseudoLabels):
             loss = supervised + beta * consistency
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=supervised, loss_consistency=consistency)
+        return self.finish_step(
+            pseudo_label=pseudo,
+            loss=loss,
+            loss_supervised=supervised,
+            loss_consistency=consistency,
+        )
 
     def own_prediction(self, weak: Tensor) -> Tensor:
         """The student's probabilities (B, K, *spatial), without gradient."""

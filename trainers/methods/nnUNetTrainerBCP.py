@@ -57,7 +57,7 @@ class nnUNetTrainerBCP(nnUNetTrainerHardPseudoLabels):
         images, target = self.labelled_batch(batch)
         if self.is_warmup:
             others, of_others = images.roll(1, 0), [t.roll(1, 0) for t in target]
-            mix = BoxMix(images)
+            pseudo, mix = None, BoxMix(images)
             mixed, mixed_target = mix(images, others), list(map(mix, target, of_others))
             with self.autocast():
                 loss = self.supervised_loss(self.student_logits(mixed), mixed_target)
@@ -70,7 +70,7 @@ class nnUNetTrainerBCP(nnUNetTrainerHardPseudoLabels):
                 loss = self.mixed_loss(mix, logits, target, self.at_every_resolution(pseudo))
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=loss)
+        return self.finish_step(pseudo_label=pseudo, loss=loss, loss_supervised=loss)
 
     def clean_label(self, probabilities: Tensor) -> Tensor:
         """The teacher's decisions, filtered; ``probabilities`` is (B, K, *spatial)."""

@@ -47,12 +47,27 @@ class nnUNetTrainerCPS(nnUNetTrainerHardPseudoLabels):
             # 3. supervision of each
             supervised = [self.supervised_loss(logits, target) for logits in labelled]
             losses = [s + beta * c for s, c in zip(supervised, consistency, strict=True)]
-        self.optimise(losses[0])
-        self.second.optimise(losses[1])  # finish_step heeds the gradients of both
+        self.optimise(*losses)
         self.update_teacher()
         return self.finish_step(
-            loss=losses[0], loss_supervised=supervised[0], loss_consistency=consistency[0]
+            pseudo_label=decisions[1][0],
+            loss=losses[0],
+            loss_supervised=supervised[0],
+            loss_consistency=consistency[0],
         )
+
+    def optimise(self, *losses: Tensor) -> None:
+        """A step of both networks, or of neither."""
+        both = (self, self.second)
+        for network, loss in zip(both, losses, strict=True):
+            network.backward(loss)
+        for network in both:
+            network.take_step()
+
+    @property
+    def gradient_scalers(self) -> list[torch.amp.GradScaler]:
+        scalers = (self.grad_scaler, self.second.grad_scaler)
+        return [scaler for scaler in scalers if scaler is not None]
 
     def decide(self, logits: Tensor) -> list[Tensor]:
         """Decisions at every resolution, without gradient, from logits (B, K, *spatial)."""

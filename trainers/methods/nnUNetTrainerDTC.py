@@ -60,7 +60,8 @@ class nnUNetTrainerDTC(nnUNetTrainerSemiSupervised):
             logits = self.student_logits(torch.cat((images, unlabelled)))
             distances = torch.tanh(self.head(self.decoder_features.take()).float())
             # 2. both tell the same
-            foreground = class_probabilities(logits[0], self.exclusive)[:, -distances.shape[1] :]
+            prediction = class_probabilities(logits[0], self.exclusive)
+            foreground = prediction[:, -distances.shape[1] :]
             mask = distances_to_probabilities(distances, self.config.sharpness)
             consistency = squared_consistency(mask, foreground)
             # 3. supervision of both
@@ -70,7 +71,12 @@ class nnUNetTrainerDTC(nnUNetTrainerSemiSupervised):
             loss = supervised + self.config.distance_weight * of_distances + beta * consistency
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=supervised, loss_consistency=consistency)
+        return self.finish_step(
+            pseudo_label=prediction[len(images) :],
+            loss=loss,
+            loss_supervised=supervised,
+            loss_consistency=consistency,
+        )
 
     def distance_loss(self, distances: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of predicted distances (B, F, *spatial), over voxels with a label.

@@ -59,7 +59,8 @@ class nnUNetTrainerLCLPL(nnUNetTrainerSemiSupervised):
         weak, strong = self.unlabelled_views(like=images)
         with self.autocast():
             # 1. labels and pseudo-labels
-            classes = torch.cat((self.label_maps(target[0]), self.pseudo_label(weak)))
+            pseudo_label = self.pseudo_label(weak)
+            classes = torch.cat((self.label_maps(target[0]), pseudo_label))
             logits = self.student_logits(torch.cat((images, strong)))
             # 2. voxels of each class, embedded
             features, drawn = self.draw(self.decoder_features.take(), classes)
@@ -72,6 +73,7 @@ class nnUNetTrainerLCLPL(nnUNetTrainerSemiSupervised):
         self.optimise(loss)
         self.update_teacher()
         return self.finish_step(
+            pseudo_label=pseudo_label,
             loss=loss,
             loss_supervised=supervised,
             loss_contrastive=contrastive,

@@ -66,7 +66,12 @@ class nnUNetTrainerMCNetPlus(nnUNetTrainerSemiSupervised):
             loss = supervised + beta * consistency
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=supervised, loss_consistency=consistency)
+        return self.finish_step(
+            pseudo_label=predictions[0][len(images) :],
+            loss=loss,
+            loss_supervised=supervised,
+            loss_consistency=consistency,
+        )
 
     def initialize(self) -> None:
         super().initialize()

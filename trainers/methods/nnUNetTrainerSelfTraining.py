@@ -64,7 +64,7 @@ class nnUNetTrainerSelfTraining(nnUNetTrainerHardPseudoLabels):
             loss = self.pooled_loss(logits, target, self.at_every_resolution(turn(pseudo)))
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=loss)
+        return self.finish_step(pseudo_label=pseudo, loss=loss, loss_supervised=loss)
 
     def decide(self, weak: Tensor) -> Tensor:
         """Probabilities (B, K, *spatial) of the weak view (B, C, *spatial), without gradient."""

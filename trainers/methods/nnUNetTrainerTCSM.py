@@ -51,4 +51,9 @@ class nnUNetTrainerTCSM(nnUNetTrainerSemiSupervised):
             loss = supervised + beta * consistency
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=supervised, loss_consistency=consistency)
+        return self.finish_step(
+            pseudo_label=pseudo_label,
+            loss=loss,
+            loss_supervised=supervised,
+            loss_consistency=consistency,
+        )

@@ -64,7 +64,12 @@ class nnUNetTrainerUAMT(nnUNetTrainerSemiSupervised):
             loss = supervised + beta * consistency
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=supervised, loss_consistency=consistency)
+        return self.finish_step(
+            pseudo_label=pseudo_label,
+            loss=loss,
+            loss_supervised=supervised,
+            loss_consistency=consistency,
+        )
 
     def mean_of_copies(self, weak: Tensor) -> Tensor:
         """Mean of the teacher's probabilities (B, K, *spatial) over noisy, turned copies of

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunetv2_plgcl.semisupervised.settings import SSL4MIS, ConsistencySettings
+from nnunetv2_plgcl.semisupervised.targets import class_probabilities
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 from nnunetv2_plgcl.settings import setting
 
@@ -48,13 +49,19 @@ class nnUNetTrainerURPC(nnUNetTrainerSemiSupervised):
             # 2. those of unlabelled patches agree
             pyramid = [x[len(images) :] for x in logits[: self.scales]]
             consistency = pyramid_consistency(pyramid, self.exclusive)
+            finest = class_probabilities(pyramid[0].detach(), self.exclusive)
             # 3. supervision
             supervised = self.supervised_loss([x[: len(images)] for x in logits], target)
             beta = self.config.consistency_weight * self.consistency_rampup
             loss = supervised + beta * consistency
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=supervised, loss_consistency=consistency)
+        return self.finish_step(
+            pseudo_label=finest,
+            loss=loss,
+            loss_supervised=supervised,
+            loss_consistency=consistency,
+        )
 
     def initialize(self) -> None:
         super().initialize()

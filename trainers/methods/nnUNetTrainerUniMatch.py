@@ -65,4 +65,9 @@ class nnUNetTrainerUniMatch(nnUNetTrainerHardPseudoLabels):
             loss = supervised + beta * consistency
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=supervised, loss_consistency=consistency)
+        return self.finish_step(
+            pseudo_label=pseudo,
+            loss=loss,
+            loss_supervised=supervised,
+            loss_consistency=consistency,
+        )

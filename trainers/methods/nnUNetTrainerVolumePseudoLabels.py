@@ -53,4 +53,4 @@ class nnUNetTrainerVolumePseudoLabels(nnUNetTrainerRelabelling, nnUNetTrainerHar
             loss = self.pooled_loss(logits, target, unlabelled.target)
         self.optimise(loss)
         self.update_teacher()
-        return self.finish_step(loss=loss, loss_supervised=loss)
+        return self.finish_step(pseudo_label=unlabelled.target[0], loss=loss, loss_supervised=loss)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,11 +23,6 @@ class Finding:
     level: Literal["error", "warning", "note"]
     text: str
     certain: bool = True
-
-
-def first(items: Sequence[str], shown: int = 3) -> str:
-    more = f" and {len(items) - shown} more" if len(items) > shown else ""
-    return ", ".join(items[:shown]) + more
 
 
 def numbers(values: Iterable[float]) -> str:

@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nnunetv2_plgcl.datasets.check.finding import PARTS, Finding, Part, first, numbers
+from nnunetv2_plgcl.datasets.check.finding import PARTS, Finding, Part, numbers
+from nnunetv2_plgcl.datasets.names import first, some
 from nnunetv2_plgcl.datasets.raw import spacing_file
 from nnunetv2_plgcl.datasets.summary import ImageSummary
-from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES, some
+from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
 
 # An unlabelled image is far from the labelled ones beyond ...
 SPACING_FACTOR = 2.0  # times their largest, or below their smallest by this factor

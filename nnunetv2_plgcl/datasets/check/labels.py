@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunetv2_plgcl.datasets.check.finding import Finding
 from nnunetv2_plgcl.datasets.description import label_manager, values_of
-from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.datasets.names import some
 
 
 def check_classes(

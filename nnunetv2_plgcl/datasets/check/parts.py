@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
-from nnunetv2_plgcl.datasets.check.finding import PARTS, Finding, Part, first
+from nnunetv2_plgcl.datasets.check.finding import PARTS, Finding, Part
 from nnunetv2_plgcl.datasets.files import GROUPS
 from nnunetv2_plgcl.datasets.groups import (
     EVERY_CASE_ITSELF,
@@ -15,7 +15,7 @@ from nnunetv2_plgcl.datasets.groups import (
     left_alone,
     patient_of,
 )
-from nnunetv2_plgcl.datasets.unlabelled import some
+from nnunetv2_plgcl.datasets.names import first, some
 
 
 def check_parts(

@@ -13,8 +13,8 @@ from typing import Any
 
 from nnunetv2_plgcl.datasets.cache import read_once, recall
 from nnunetv2_plgcl.datasets.check.finding import Finding
+from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.preprocessed import read_header, read_properties, read_values
-from nnunetv2_plgcl.datasets.unlabelled import some
 
 HEADERS = "plgcl_headers.json"
 VALUES = "plgcl_values.json"

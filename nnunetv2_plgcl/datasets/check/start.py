@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_plgcl.datasets.check.finding import Finding
+from nnunetv2_plgcl.datasets.preprocessed import require_no_other_files
 from nnunetv2_plgcl.workers import one_line
 
 
@@ -45,6 +47,7 @@ def try_start(
             arguments = plans, configuration, fold, copy.deepcopy(dataset), torch.device("cpu")
             with _results_nowhere() as nowhere:
                 trainer: Any = trainer_class(*arguments)
+                require_no_other_files(Path(trainer.preprocessed_dataset_folder))
                 trainer.initialize()
             first_stage = trainer.folder_with_segs_from_previous_stage
             if first_stage is not None and nnUNet_results.is_set():

@@ -60,9 +60,9 @@ class _MixedPrecision(nnUNetTrainer):
         with self._autocast():
             return super().train_step(batch)
 
-    def optimise(self, loss: Tensor) -> None:  # of the semi-supervised trainers
+    def optimise(self, *losses: Tensor) -> None:  # of the semi-supervised trainers
         with self._autocast(False):
-            super().optimise(loss)  # type: ignore[misc]
+            super().optimise(*losses)  # type: ignore[misc]
 
     def _label_volumes(self, folder: Path) -> None:  # of those with pseudo-labels of volumes
         with self._autocast():
