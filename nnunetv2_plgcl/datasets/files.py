@@ -305,25 +305,13 @@ def _folders_of_datasets() -> list[Path]:
     return [Path(folder) for folder in folders if folder.is_set()]
 
 
-def split_file(dataset_name: str, make_folder: bool = False) -> Path:
-    """Where nnU-Net reads the dataset's split.
-
-    Args:
-        dataset_name: full name.
-        make_folder: of a dataset that was not planned yet.
+def split_file(dataset_name: str) -> Path:
+    """Where nnU-Net reads the split of the dataset of this full name.
 
     Raises:
-        ValueError: nnUNet_preprocessed is not set, or the dataset is not in it yet.
+        ValueError: nnUNet_preprocessed is not set.
     """
-    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name
-    if make_folder:
-        folder.mkdir(parents=True, exist_ok=True)
-    if not folder.is_dir():
-        raise ValueError(
-            f"{dataset_name} is not preprocessed yet. Run first: nnUNetv2_plan_and_preprocess "
-            f"-d {dataset_number(dataset_name)}"
-        )
-    return folder / "splits_final.json"
+    return nnunet_folder("nnUNet_preprocessed") / dataset_name / "splits_final.json"
 
 
 def nnunet_folder(variable: str) -> Path:

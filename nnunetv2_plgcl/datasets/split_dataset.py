@@ -78,8 +78,7 @@ def split_dataset(
         )
     description = read_dataset(raw / "dataset.json")
     without_label = cases_without_label(raw, description, cases)
-    # nnU-Net plans no dataset in which labels are missing, so the split comes first
-    file = split_file(name, make_folder=strict or bool(without_label))
+    file = split_file(name)
     pattern = group_by or guess_group_pattern(cases)
     groups = group_cases(cases, pattern)
     print(f"{name}: {describe_groups(groups, pattern, guessed=not group_by)}")
@@ -101,6 +100,7 @@ def split_dataset(
         cases, amount, validation, group_by=pattern, folds=folds, seed=seed,
         without_label=no_label,
     )  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)  # a split may come before planning
     for sentence in describe_numbers(labelled or (), val or (), groups):
         print(sentence)
     for sentence in describe_pulled([*(labelled or ()), *(val or ())], groups):
@@ -141,7 +141,9 @@ def split_dataset(
             f"-tr nnUNetTrainerPLGCL -p {plans}"
         )
     else:
-        print(f"Next: nnUNetv2_train {dataset} 2d 0 -tr nnUNetTrainerPLGCL")
+        planned = (file.parent / "dataset.json").is_file()  # nnU-Net's planner copies it
+        plan = "" if planned else f"nnUNetv2_plan_and_preprocess -d {dataset} -c 2d && "
+        print(f"Next: {plan}nnUNetv2_train {dataset} 2d 0 -tr nnUNetTrainerPLGCL")
 
 
 def _with_true_labels(groups: Mapping[str, Sequence[str]], others: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_plgcl.datasets.files import dataset_number, nnunet_folder, read_split
+from nnunetv2_plgcl.datasets.files import dataset_number, nnunet_folder, read_split, split_file
 from nnunetv2_plgcl.datasets.preprocessed import require_no_other_files
 from nnunetv2_plgcl.datasets.raw import is_hidden
 from nnunetv2_plgcl.datasets.unlabelled import preprocessed_cases, unlabelled_folder
@@ -37,11 +37,6 @@ class Fold:
     def share(self) -> float:
         """Of labelled cases among those that a semi-supervised trainer sees, 0 to 1."""
         return len(self.labelled) / (len(self.labelled) + len(self.unlabelled))
-
-
-def split_file(dataset: str) -> Path:
-    """Where a dataset of this full name has its split."""
-    return nnunet_folder("nnUNet_preprocessed") / dataset / "splits_final.json"
 
 
 def read_fold(plans: dict, configuration: str, fold: int | str) -> Fold:

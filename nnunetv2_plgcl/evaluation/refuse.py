@@ -21,6 +21,7 @@ from nnunetv2_plgcl.datasets.description import (
     read_dataset,
     values_of,
 )
+from nnunetv2_plgcl.datasets.files import split_file
 from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.evaluation.conditions import (
     Conditions,
@@ -29,7 +30,7 @@ from nnunetv2_plgcl.evaluation.conditions import (
     require_same_conditions,
 )
 from nnunetv2_plgcl.evaluation.evaluate import require_same_cases, require_segmentation
-from nnunetv2_plgcl.evaluation.folds import ALL, Fold, nnunet_split, split_file
+from nnunetv2_plgcl.evaluation.folds import ALL, Fold, nnunet_split
 from nnunetv2_plgcl.evaluation.launch import plans_copy, require_device
 from nnunetv2_plgcl.evaluation.plan import Plan
 from nnunetv2_plgcl.evaluation.runs import (

@@ -103,7 +103,8 @@ def write_dataset(
         raise ValueError(
             f"{name} holds other labels than there are now: give another number with --new-dataset."
         )
-    split = split_file(name, make_folder=True)
+    split = split_file(name)
+    split.parent.mkdir(parents=True, exist_ok=True)
     if not split.is_file() and sources.validation.keys() != sources.labelled.keys():
         train = sorted({*sources.labelled, *labels})  # else fold all
         write_split(split, [{"train": train, "val": sorted(sources.validation)}])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nnunetv2_plgcl.datasets.files import dataset_number
+
 
 @dataclass(frozen=True)
 class CpuConfiguration:
@@ -72,7 +74,7 @@ class BenchDataset:
 
     @property
     def number(self) -> int:
-        return int(self.folder[7:10])
+        return dataset_number(self.folder)
 
 
 GPU_ITERATIONS = 15_000  # default with nnU-Net's own configurations
@@ -88,7 +90,7 @@ DATASETS = {
     ),
     "hippocampus": BenchDataset(
         "Dataset004_Hippocampus", r".+", "3d_fullres",
-        {"3d_small": CpuConfiguration((1.5, 1.5, 1.5), (16, 24, 16), 4, 3, 4, 1_500)},
+        {"3d_small": CpuConfiguration((1.5, 1.5, 1.5), (16, 24, 16), 4, 3, 4, 5_000)},
     ),
     "liver": BenchDataset(
         "Dataset003_Liver", r"liver\d+", "2d",

@@ -311,10 +311,20 @@ def test_user_errors_are_one_line(folders, monkeypatch):
     assert "'frame01' finds no group in case patient002_frame02" in failure(
         "-d", 27, "--labelled", 7, "--group-by", "frame01"
     )
-    folders.rmdir()
-    assert "nnUNetv2_plan_and_preprocess -d 27" in failure("-d", 27, "--labelled", 7)
     monkeypatch.delenv("nnUNet_raw")
     assert "nnUNet_raw is not set" in failure("-d", 27, "--labelled", 7)
+
+
+def test_a_split_may_come_before_planning(folders, capsys):
+    """So labels that users were told to write for unlabelled cases are said before hours pass."""
+    folders.rmdir()
+    commands.split(["-d", "27", "--labelled", "7"])
+    train = "nnUNetv2_train 27 2d 0 -tr nnUNetTrainerPLGCL"
+    next_ = f"Next: nnUNetv2_plan_and_preprocess -d 27 -c 2d && {train}"
+    assert next_ in capsys.readouterr().out and (folders / "splits_final.json").is_file()
+    (folders / "dataset.json").write_text("{}")  # as the planner leaves it
+    commands.split(["-d", "27", "--labelled", "7"])
+    assert f"Next: {train}" in capsys.readouterr().out
 
 
 def test_failed_write_leaves_the_old_split_and_no_half_file(tmp_path):
