@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +13,24 @@ import torch
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+_CORES = ("core", "_core")
 # beside tensors and plain values nnU-Net's checkpoints hold numbers and arrays of NumPy
 _NUMPY: list[Any] = [
-    np.float32(0).__reduce__()[0],  # what pickle makes them with
-    np.empty(0).__reduce__()[0],
+    # what pickle makes them with, under its name in NumPy 1 and 2
+    *((np.float32(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in _CORES),
+    *((np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in _CORES),
     np.ndarray,
     np.dtype,
-    *(type(np.dtype(name)) for name in ("bool", "uint8", "int32", "int64", "float32", "float64",
-                                        "uint32", "uint64")),
-]  # fmt: skip
+    *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdSU"),
+]
 
 
 def read_model_file(file: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU; code that may hide in a pickle is not run.
 
     Raises:
-        ValueError: it is damaged, or holds more than tensors, numbers and words.
+        ValueError: it is damaged, holds more than tensors, numbers and words, or lacks what nnU-Net
+            predicts with.
     """
     try:
         with torch.serialization.safe_globals(_NUMPY):
@@ -42,6 +45,12 @@ def read_model_file(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} is no checkpoint of nnU-Net: it holds a {type(content).__name__}."
         )
+    lost = [key for key in ("network_weights", "trainer_name", "init_args") if key not in content]
+    if lost or "configuration" not in content["init_args"]:
+        raise ValueError(
+            f"{file} is no checkpoint of nnU-Net: it has no "
+            f"{', '.join(lost) or 'configuration in its init_args'}."
+        )
     return content
 
 
@@ -49,7 +58,8 @@ def _reason(error: Exception) -> str:
     """In our words: PyTorch's advise to load the file all the same."""
     other = re.search(r"GLOBAL ([\w.]+)", str(error))
     if other is None:
-        return "it is damaged"
+        unclear = isinstance(error, pickle.UnpicklingError)
+        return f"it is damaged{', or holds what cannot be read safely' if unclear else ''}"
     return f"beside tensors, numbers and words it holds {other[1]}, which could be any code"
 
 

@@ -1,5 +1,6 @@
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,10 +13,15 @@ from nnunetv2_plgcl.pseudolabels.predict import MirroredPredictor
 
 def test_what_nnunets_checkpoints_hold_is_read(tmp_path):
     content = {
+        "trainer_name": "nnUNetTrainer",
         "network_weights": {"a": torch.arange(3.0)},
         "_best_ema": np.float32(0.5),
         "logging": {"mean_fg_dice": [np.float64(0.25)], "times": np.arange(2)},
-        "init_args": {"plans": {"x": [1, None]}, "device": torch.device("cpu")},
+        "init_args": {
+            "plans": {"x": [1, None]},
+            "configuration": "2d",
+            "device": torch.device("cpu"),
+        },
     }
     torch.save(content, tmp_path / "checkpoint.pth")
     loaded = read_model_file(tmp_path / "checkpoint.pth")
@@ -61,7 +67,35 @@ def test_what_is_wrong_with_a_model_file_is_said_in_our_words(tmp_path):
         with pytest.raises(ValueError, match=reason) as told:
             read_model_file(file)
         assert "weights_only" not in str(told.value), "no advice to load it all the same"
+    content = {"network_weights": {}, "trainer_name": "nnUNetTrainer", "init_args": {}}
+    for lost in (*content, None):
+        torch.save({key: value for key, value in content.items() if key != lost}, file)
+        named = lost or "configuration in its init_args"
+        with pytest.raises(ValueError, match=f"no checkpoint of nnU-Net: it has no {named}"):
+            read_model_file(file)
     for damaged in (file.read_bytes()[:500], b"no zip", b""):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match="trusted: it is damaged"):
             read_model_file(file)
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_numbers_that_another_version_of_numpy_wrote_are_read(tmp_path, core):
+    """NumPy 2 moved what pickle makes them with."""
+    content = {
+        "network_weights": {},
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": "2d"},
+        "logging": [np.float64(0.5), np.float16(1), np.str_("a"), np.arange(3)],
+    }
+    file = tmp_path / "checkpoint.pth"
+    torch.save(content, file)
+    with zipfile.ZipFile(file) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in files.items():
+            for other in (b"numpy._core.", b"numpy.core."):
+                data = data.replace(other, b"numpy.%s." % core.encode())
+            archive.writestr(name, data)
+    loaded = read_model_file(file)["logging"]
+    assert loaded[:3] == [0.5, 1, "a"] and loaded[3].tolist() == [0, 1, 2]

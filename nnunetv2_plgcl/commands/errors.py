@@ -7,9 +7,11 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from nnunetv2_plgcl.datasets.files import is_text
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
@@ -28,6 +30,7 @@ def errors_in_one_line(command: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():  # of PyTorch about itself, which no user can heed
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+            _require_text(sys.argv)
             yield
     except OSError as error:
         sys.exit(f"{command}: {_of_the_system(error)}")
@@ -40,6 +43,13 @@ def errors_in_one_line(command: str) -> Iterator[None]:
             f"{command}: this should not have happened, please report it ({_said(error)}). "
             f"The traceback is in {_write_traceback(command)}"
         )
+
+
+def _require_text(words: Sequence[str]) -> None:
+    """Refuse arguments that are not UTF-8, on which nnU-Net's readers crash."""
+    for word in words:
+        if not is_text(word):
+            raise ValueError(f"{word!r} is not in UTF-8. Rename the file or folder.")
 
 
 def _of_the_system(error: OSError) -> str:
@@ -65,7 +75,12 @@ def _said(error: Exception) -> str:
 def _write_traceback(command: str) -> Path:
     """In a new file of the folder for temporary files, of the exception in flight."""
     with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", prefix=f"{command}_", suffix=".txt", delete=False
+        "w",
+        encoding="utf-8",
+        errors="backslashreplace",
+        prefix=f"{command}_",
+        suffix=".txt",
+        delete=False,
     ) as file:
         file.write(f"{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
     return Path(file.name)

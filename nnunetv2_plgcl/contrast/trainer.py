@@ -281,8 +281,8 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         """Ramp of gamma at this iteration, from exp(-5) to 1."""
         return sigmoid_rampup(self.training_progress, self.config.contrastive_rampup_fraction)
 
-    def finish_step(self, *args: Any, **losses: Any) -> dict:
-        report = super().finish_step(*args, **losses)
+    def finish_step(self, **given: Any) -> dict:
+        report = super().finish_step(**given)
         if report["loss_contrastive"] == 0 and not self._said_nothing_to_contrast:
             self._said_nothing_to_contrast = True
             self.print_to_log_file(

@@ -120,6 +120,8 @@ def read_split(file: Path, fold: int | str | None = None) -> list[dict[str, list
 
 def _require_fold(parts: dict[str, Any], name: str, file: Path) -> None:
     for key in set(parts) - set(PARTS):
+        if not is_text(key):
+            raise ValueError(f"{file}: a key of {name}, {key!r}, is no text.")
         meant = _part_like(key)
         if meant == "unlabelled" or (meant and meant not in parts):
             raise ValueError(f'{file}: {name} has "{key}". Is "{meant}" meant?')

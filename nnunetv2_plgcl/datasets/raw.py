@@ -42,11 +42,11 @@ def training_cases(dataset: str) -> tuple[str, list[str]]:
     if not cases:
         raise ValueError(f"{name} has no training case.")
     for case in cases:
-        _require_text(case, raw / name)
+        require_text(case, raw / name / "imagesTr")
     return name, cases
 
 
-def _require_text(name: str, folder: Path) -> None:
+def require_text(name: str, folder: Path) -> None:
     if not is_text(name):
         raise ValueError(
             f"{folder} holds a file whose name is not in UTF-8, {name!r}: nnU-Net cannot read it. "
@@ -109,7 +109,6 @@ def images_by_case(
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if is_hidden(entry.name):
             continue
-        _require_text(entry.name, folder)
         if not ignore_others and entry.is_symlink() and not os.path.exists(entry):
             raise ValueError(f"{entry.path} is a link to what is not there.")
         if not entry.is_file():
@@ -117,6 +116,7 @@ def images_by_case(
         other = not entry.name.endswith(file_ending)
         if other and (ignore_others or not _is_image(entry.name)):
             continue
+        require_text(entry.name, folder)
         match = pattern.fullmatch(entry.name)
         if match is None:
             raise ValueError(

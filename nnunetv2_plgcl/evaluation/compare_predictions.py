@@ -53,7 +53,7 @@ def compare_predictions(
             summary, dataset, trainer=name, labelled=0, share=math.nan, fold=0, seed=0
         )  # nobody knows what these were trained with
         units.add(summary["unit"])
-        warnings += summary["warnings"]
+        warnings += [text for text in summary["warnings"] if text not in warnings]
     comparison = Comparison(
         tuple(predictions), classes, one_unit(units), pd.DataFrame(rows), {}, tuple(warnings)
     )

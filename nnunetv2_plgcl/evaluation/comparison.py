@@ -120,7 +120,7 @@ def scores_of(
             fold=run.fold, seed=run.seed,
         )  # fmt: skip
         units.add(summary["unit"])
-        warnings += summary["warnings"]
+        warnings += [text for text in summary["warnings"] if text not in warnings]
     return pd.DataFrame(rows), one_unit(units), warnings
 
 

@@ -23,7 +23,8 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_plgcl.datasets.description import label_manager, values_of
-from nnunetv2_plgcl.datasets.names import some
+from nnunetv2_plgcl.datasets.names import first, some
+from nnunetv2_plgcl.datasets.raw import require_text
 from nnunetv2_plgcl.evaluation.geometry import (
     TOLERANCE,
     displacement,
@@ -199,9 +200,10 @@ def evaluate_folder(
     for folder, found in names.items():
         missing = sorted(wanted - found)
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise ValueError(f"{folder} lacks {', '.join(missing[:3])}{more}.")
+            raise ValueError(f"{folder} lacks {first(missing)}.")
     files = sorted(wanted)
+    for file in files:
+        require_text(file, reference_folder)
     reader = determine_reader_writer_from_dataset_json(
         dict(dataset), str(reference_folder / files[0]), verbose=False
     )
@@ -239,7 +241,7 @@ def displaced(summary: Mapping[str, Any]) -> list[str]:
         return []
     worst = max(cases, key=lambda case: case[DISPLACED])
     return [
-        f"The headers of {len(cases)} predictions place voxels elsewhere than those of their "
+        f"Headers of predictions ({len(cases)}) place voxels elsewhere than those of their "
         f"references, {worst['prediction_file']} by up to {worst[DISPLACED]:.3g} voxels (lengths "
         f"of their shortest edge). Voxels of equal index were compared."
     ]

@@ -193,10 +193,10 @@ def _require_continued(run: Run, trainer: Any, fold: Fold) -> None:
     require_free(run.folder)
     require_first_stage(trainer, [*fold.labelled, *fold.validation], fold.unlabelled)
     begun = newest(run.folder)
-    if begun is not None and _is_ours(type(trainer)):
-        trainer.require_continued(begun, asdict(fold))
-    elif begun is not None:
+    if begun is not None:
         read_model_file(begun)
+        if _is_ours(type(trainer)):
+            trainer.require_continued(begun, asdict(fold))
 
 
 def _require_evaluable(plan: Plan) -> None:

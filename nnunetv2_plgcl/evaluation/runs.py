@@ -168,7 +168,9 @@ def read_length(run: Run) -> dict[str, int]:
 
 def read_course(run: Run) -> Course:
     """What a finished training logged."""
-    log = read_model_file(run.folder / FINAL)["logging"]
+    log = read_model_file(run.folder / FINAL).get("logging")
+    if log is None:
+        raise ValueError(f"{run.folder / FINAL} holds no log of its training.")
     ends, starts = log["epoch_end_timestamps"], log["epoch_start_timestamps"]
     return Course(
         online_dice=tuple(float(value) for value in log["mean_fg_dice"]),

@@ -25,13 +25,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import distributed as dist
 
-from nnunetv2_plgcl.datasets.files import dataset_number, read_split
+from nnunetv2_plgcl.datasets.files import dataset_number
 from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.unlabelled import unlabelled_folder
 from nnunetv2_plgcl.semisupervised.loaders import UnlabelledDataset
 from nnunetv2_plgcl.semisupervised.step import SemiSupervisedStep
 
 PREDICTED = "predicted_next_stage"  # nnU-Net's name
+STAND_IN = "of_training"  # ending of a note beside the segmentation of a case that was trained on
 
 
 def of_unlabelled(trainer: nnUNetTrainer) -> Path | None:
@@ -59,20 +60,21 @@ def require_first_stage(
     if folder is None:
         return
     of_labelled = Path(trainer.folder_with_segs_from_previous_stage)
-    files = [(of_labelled, case) for case in labelled]
-    if isinstance(trainer, SemiSupervisedStep):
-        files += [(folder, case) for case in unlabelled]
-    missing = [case for where, case in files if not (where / f"{case}.b2nd").is_file()]
+    ours = isinstance(trainer, SemiSupervisedStep)
+    files = dict.fromkeys(labelled, of_labelled) | {c: folder for c in unlabelled if ours}
+    missing = [case for case, where in files.items() if not (where / f"{case}.b2nd").is_file()]
     if missing:
-        plans = trainer.plans_manager
+        plans, fold = trainer.plans_manager, trainer.fold if ours else "FOLD"
         command = (
             f"nnUNetv2_train {dataset_number(plans.dataset_name)} "
-            f"{trainer.configuration_manager.previous_stage_name} {trainer.fold} "
+            f"{trainer.configuration_manager.previous_stage_name} {fold} "
             f"-tr {type(trainer).__name__} -p {plans.plans_name}"
         )
         raise FileNotFoundError(
-            f"{some(sorted(missing))}: no segmentation of the first stage in {of_labelled} or "
-            f"{folder}. It is made at the end of: {command}. If that is trained, add --val."
+            f"{some(sorted(missing))}: no segmentation of the first stage in {of_labelled}"
+            f"{f' or {folder}' if ours else ''}. It is made at the end of: {command}"
+            f"{'' if ours else ', with the FOLD that has the case in validation'}. If that is "
+            f"trained, add --val."
         )
 
 
@@ -87,15 +89,13 @@ def predict_for_next_stages(trainer: nnUNetTrainer, unlabelled: UnlabelledDatase
     if not stages:
         return
     labelled, _ = trainer.get_tr_and_val_datasets()
-    elsewhere = _validated(trainer)
     everyone = Path(trainer.output_folder_base) / PREDICTED
     of_fold = Path(trainer.output_folder) / PREDICTED
     work: list[tuple[nnUNetBaseDataset, str, Path]] = [
         *((unlabelled, case, of_fold / stage / case) for case in unlabelled.identifiers
           for stage in stages),
         *((labelled, case, everyone / stage / case) for case in labelled.identifiers
-          for stage in stages
-          if case not in elsewhere or not (everyone / stage / f"{case}.b2nd").is_file()),
+          for stage in stages if not _is_validated(everyone / stage / case)),
     ]  # fmt: skip
     predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
     predictor.manual_initialization(
@@ -141,15 +141,19 @@ def predict_for_next_stages(trainer: nnUNetTrainer, unlabelled: UnlabelledDatase
             )
         for future in pending:
             future.result()
+    for _, _, file in work[trainer.local_rank :: ranks]:
+        if file.parent.parent == everyone:
+            file.with_name(f"{file.name}.{STAND_IN}").touch()
     trainer.set_deep_supervision_enabled(True)
 
 
-def _validated(trainer: nnUNetTrainer) -> set[str]:
-    """Cases that nnU-Net predicts for the next stages, in this fold or another one."""
-    if trainer.fold == "all":
-        return set(trainer.do_split()[1])
-    splits = read_split(Path(trainer.preprocessed_dataset_folder_base) / "splits_final.json")
-    return {case for fold in splits for case in fold["val"]}
+def _is_validated(file: Path) -> bool:
+    """Whether a case's segmentation is there and is nnU-Net's, of the fold that validates it; one
+    of ours may have been there before."""
+    segmentation, note = (file.with_name(f"{file.name}.{end}") for end in ("b2nd", STAND_IN))
+    if not segmentation.is_file():
+        return False
+    return not note.is_file() or note.stat().st_mtime_ns < segmentation.stat().st_mtime_ns
 
 
 def _shape_in(trainer: nnUNetTrainer, stage: str, case: str) -> tuple[int, ...] | None:

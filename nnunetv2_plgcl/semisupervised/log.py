@@ -26,6 +26,7 @@ SHARES = {
 }
 PATCHES = "patches_per_class"
 SKIPPED = "skipped_steps"  # in an epoch
+LEAST_KNOWN = 0.5  # share of voxels that must not be ignored, for a collapse to be told
 CLASS_SHARES = "class_shares"  # of the pseudo-labels of a step, see targets.class_shares
 
 
@@ -68,7 +69,7 @@ def log_epoch(
     """
     collated = collate_outputs(train_outputs)
     shares = _mean_over_ranks(collated.pop(CLASS_SHARES))
-    collated[LARGEST_CLASS] = [shares.max()]
+    collated[LARGEST_CLASS] = [shares[:-1].max() / shares[-1] if shares[-1] else 0.0]
     for key in (*LOSSES, *SHARES):
         logger.log(key, _mean_over_ranks(collated[key]).item(), epoch)
     logger.log(SKIPPED, float(np.sum(collated[SKIPPED])), epoch)
@@ -78,8 +79,14 @@ def log_epoch(
 
 def the_only_class(shares: np.ndarray) -> int | None:
     """Index of the class that all pseudo-labels of an epoch are, if they have collapsed to one;
-    with regions, to the same ones everywhere."""
-    return int(shares.argmax()) if shares.max() == 1 and np.isin(shares, (0, 1)).all() else None
+    with regions, to the same ones everywhere. Where most voxels are ignored, none is told.
+
+    Args:
+        shares: of all voxels of an epoch, as ``targets.class_shares``.
+    """
+    *classes, known = shares
+    collapsed = known >= LEAST_KNOWN and np.isin(classes, (0, known)).all()
+    return int(np.argmax(classes)) if collapsed else None
 
 
 def _mean_over_ranks(values: list | np.ndarray) -> np.ndarray:

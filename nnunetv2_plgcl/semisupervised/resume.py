@@ -43,7 +43,7 @@ class ResumableTraining(SemiSupervisedStep):
             _running.append(self)
             try:
                 super().run_training()
-            except Exception as error:
+            except (Exception, KeyboardInterrupt) as error:
                 self._keep_after(error)
                 raise
             finally:
@@ -52,16 +52,19 @@ class ResumableTraining(SemiSupervisedStep):
             if self._signals.received:  # after the last step
                 raise SystemExit(signals.ENDED)
 
-    def _keep_after(self, error: Exception) -> None:
+    def _keep_after(self, error: BaseException) -> None:
         """Write the beginning of the epoch that ended in an error, and the error into the log. What
         goes wrong with that is said, but does not hide the error."""
         try:
-            self.print_to_log_file(f"{type(error).__name__}: {error}", also_print_to_console=False)
-            if self._resume_point is not None:
-                self.write_resume_point()
-                self.print_to_log_file(self._kept())
+            self.write_resume_point()
+            kept = "" if self._resume_point is None else self._kept()
         except Exception as another:
-            print(f"{type(another).__name__} while the training was kept: {another}")
+            kept = f"The training could not be kept: {type(another).__name__}: {another}"
+        said = f"{type(error).__name__}: {error}. {kept}"
+        try:
+            self.print_to_log_file(said.encode(errors="backslashreplace").decode())
+        except Exception:
+            print(kept)
 
     def _kept(self) -> str:
         if self._resume_point is None:
@@ -90,8 +93,8 @@ class ResumableTraining(SemiSupervisedStep):
             self._resume_point = _copied(self._checkpoint(self.current_epoch))
         super().on_epoch_start()
 
-    def finish_step(self, *args: Any, **losses: Any) -> dict:
-        report = super().finish_step(*args, **losses)
+    def finish_step(self, **given: Any) -> dict:
+        report = super().finish_step(**given)
         self.stop_if_asked()
         return report
 
@@ -270,12 +273,22 @@ def write_resume_point() -> None:
         training.write_resume_point()
 
 
-def _copied(value: Any) -> Any:
-    """A copy of a checkpoint that further steps do not change, its tensors on the CPU."""
+def _copied(value: Any, copies: dict[tuple, Tensor] | None = None) -> Any:
+    """A copy of a checkpoint that further steps do not change, its tensors on the CPU.
+
+    Args:
+        value: a part of it.
+        copies: of tensors, by their memory: deployed weights are the teacher's, and stay the same
+            tensors, so that they take their place once.
+    """
+    copies = {} if copies is None else copies
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        key = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        if key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
     if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
+        return {key: _copied(inner, copies) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_copied(inner) for inner in value)
+        return type(value)(_copied(inner, copies) for inner in value)
     return copy.deepcopy(value)

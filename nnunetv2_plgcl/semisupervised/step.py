@@ -193,12 +193,13 @@ class SemiSupervisedStep(nnUNetTrainer):
         self.gradient_norms.append(gradient_norm(norm, self.optimizer, self.network))
 
     def take_step(self) -> None:
-        """Change the weights; where a gradient of this step is not finite, none are changed (with
-        a gradient scaler, those of its own optimiser)."""
+        """Change the weights, unless a gradient of this step is not finite: see finish_step."""
+        finite = all(norm.isfinite() for norm in self.gradient_norms)
         if self.grad_scaler is not None:
-            self.grad_scaler.step(self.optimizer)
+            if finite:
+                self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
-        elif all(norm.isfinite() for norm in self.gradient_norms):  # else see finish_step
+        elif finite:
             self.optimizer.step()
 
     @property
@@ -214,6 +215,7 @@ class SemiSupervisedStep(nnUNetTrainer):
 
     def finish_step(
         self,
+        *,
         pseudo_label: Tensor | None = None,
         patches_per_class: Tensor | None = None,
         **losses: Tensor,
@@ -239,7 +241,7 @@ class SemiSupervisedStep(nnUNetTrainer):
         if patches_per_class is None:
             patches_per_class = torch.zeros(heads)
         if pseudo_label is None or len(pseudo_label) == 0:
-            shares = torch.zeros(heads + (not self.exclusive))
+            shares = torch.zeros(heads + (not self.exclusive) + 1)
         else:
             shares = class_shares(pseudo_label, heads, self.exclusive)
         scalars = torch.stack(

@@ -37,8 +37,8 @@ def class_shares(pseudo_label: Tensor, num_classes: int, exclusive: bool) -> Ten
         exclusive: classes exclude one another; otherwise regions, decided at 0.5.
 
     Returns:
-        (K,) float32 of the voxels that are not ignored; with regions (1 + K,), first of the voxels
-        in none. They add up to 1 for classes; zeros where all voxels are ignored.
+        float32, shares of all voxels: (K + 1,), the last of those that are not ignored, to which
+        the classes add up; with regions (1 + K + 1,), first of the voxels in none.
     """
     hard = pseudo_label.shape[1] != num_classes
     if exclusive:
@@ -49,7 +49,7 @@ def class_shares(pseudo_label: Tensor, num_classes: int, exclusive: bool) -> Ten
         regions = pseudo_label[:, :num_classes] > 0.5
         known = ~pseudo_label[:, num_classes:].bool().any(1)
         masks = [~regions.any(1) & known, *(regions & known[:, None]).unbind(1)]
-    return torch.stack([mask.sum() for mask in masks]) / known.sum().clamp(min=1)
+    return torch.stack([mask.sum() for mask in (*masks, known)]) / known.numel()
 
 
 def label_probabilities(

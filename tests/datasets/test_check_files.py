@@ -290,6 +290,9 @@ def test_a_file_that_is_no_case_is_named(prepared, capsys, name, trainer):
 
 
 def test_half_a_character_in_a_split(prepared, capsys):
+    write_split(prepared, **{"\ud800": []})
+    with pytest.raises(SystemExit, match=r"a key of fold 0, '\\ud800', is no text"):
+        commands.check(["-d", "901", "-c", TINY, "-f", "0"])
     write_split(prepared, unlabelled=["\ud800", *prepared.split["unlabelled"]])
     with pytest.raises(SystemExit, match=r"'\\ud800' in \"unlabelled\" of fold 0 is no text"):
         commands.check(["-d", "901", "-c", TINY, "-f", "0"])

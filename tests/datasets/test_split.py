@@ -342,4 +342,5 @@ def test_a_name_that_is_not_utf8_is_refused(folders, acdc):
     shutil.copytree(acdc, raw, copy_function=os.symlink)
     image = next((raw / "imagesTr").iterdir())
     (raw / "imagesTr" / os.fsdecode(b"patient\xff_0000.nii.gz")).symlink_to(image)
+    (raw / "imagesTr" / os.fsdecode(b"notes\xff.txt")).touch()  # which nnU-Net passes over
     assert "not in UTF-8, 'patient\\udcff': nnU-Net cannot" in failure("-d", 27, "--labelled", 7)

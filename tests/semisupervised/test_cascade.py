@@ -1,6 +1,7 @@
 """Both stages of a cascade train on unlabelled cases."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,16 +63,17 @@ def test_the_second_stage_trains_on_what_the_first_predicted(prepared, monkeypat
     both = {*prepared.split["train"], *prepared.split["val"]}
     assert {f.stem for f in everyone.iterdir()} == both
 
-    case, kept = prepared.split["train"][:2]
-    for name in (case, kept):  # an earlier training's, and that of a fold that validates it
-        (everyone / f"{name}.b2nd").write_bytes(b"earlier")
+    case, validated = prepared.split["train"][:2]
+    before = os.stat(everyone / f"{case}.b2nd").st_mtime_ns
+    (everyone / f"{validated}.b2nd").write_bytes(b"of nnU-Net, in the fold that validates it")
     file = prepared.preprocessed / "splits_final.json"
     (fold,) = json.loads(file.read_text())
-    file.write_text(json.dumps([fold, {"train": fold["val"], "val": [kept]}]))
-    cascade.predict_for_next_stages(first, first.dataset_unlabelled)
-    assert blosc2.open(str(everyone / f"{case}.b2nd")).ndim == 3
-    assert (everyone / f"{kept}.b2nd").read_bytes() == b"earlier"
+    file.write_text(json.dumps([fold, {"train": fold["val"], "unlabeled": []}]))
+    cascade.predict_for_next_stages(first, first.dataset_unlabelled)  # trained anew
+    assert os.stat(everyone / f"{case}.b2nd").st_mtime_ns > before
+    assert (everyone / f"{validated}.b2nd").read_bytes().startswith(b"of nnU-Net")
     file.write_text(json.dumps([fold]))
+    (everyone / f"{validated}.b2nd").unlink()
     cascade.predict_for_next_stages(first, first.dataset_unlabelled)
 
     case = prepared.split["unlabelled"][0]
@@ -119,9 +121,14 @@ def test_nnunets_own_trainer_needs_no_unlabelled_case(prepared, capsys):
     predicted.mkdir(parents=True)
     for case in (*prepared.split["train"], *prepared.split["val"]):
         (predicted / f"{case}.b2nd").touch()
-    with pytest.raises(SystemExit):
-        commands.check(["-d", "901", "-c", SECOND, "-f", "0", "-tr", "nnUNetTrainer"])
-    assert "0 errors" in capsys.readouterr().out
+    for errors in ("0 errors", "1 errors"):
+        with pytest.raises(SystemExit):
+            commands.check(["-d", "901", "-c", SECOND, "-f", "0", "-tr", "nnUNetTrainer"])
+        out = capsys.readouterr().out
+        assert errors in out
+        (predicted / f"{prepared.split['train'][0]}.b2nd").unlink(missing_ok=True)
+    assert f"nnUNetv2_train 901 {TINY} FOLD -tr nnUNetTrainer -p nnUNetPlans, with the FOLD" in out
+    assert "fold_0" not in out.partition("no segmentation")[2]
 
 
 def test_the_network_sees_the_image_and_one_channel_for_each_label():

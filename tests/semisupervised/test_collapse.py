@@ -53,8 +53,18 @@ def test_what_is_looked_at_is_what_the_student_learns_from(prepared, monkeypatch
 
 
 def test_one_class_alone_is_told_from_almost_one_and_from_none():
-    assert log.the_only_class(np.array([0, 1, 0])) == 1
-    assert log.the_only_class(np.array([0.001, 0.999, 0])) is None
-    assert log.the_only_class(np.zeros(3)) is None, "warm-up"
-    assert log.the_only_class(np.array([0, 1.0, 1.0])) == 1, "two regions, everywhere"
-    assert log.the_only_class(np.array([0, 1.0, 0.4])) is None, "a region that fills the patch"
+    def only(*shares):
+        return log.the_only_class(np.array(shares, dtype=float))
+
+    assert only(0, 1, 0, 1) == 1
+    assert only(0.001, 0.999, 0, 1) is None
+    assert only(0, 0, 0, 0) is None, "warm-up, or all ignored"
+    assert only(0, 0, 0.6, 0.6) == 2, "as far as voxels are not ignored"
+    assert only(0, 0, 0.4, 0.4) is None, "where most are"
+    assert only(0, 1, 1, 1) == 1, "two regions, everywhere"
+    assert only(0, 1, 0.4, 1) is None, "a region that fills the patch"
+
+
+def test_a_step_that_ignores_everything_hides_no_collapse():
+    steps = [np.array([1.0, 0, 0, 1]), np.array([0.0, 0, 0, 0])]
+    assert log.the_only_class(np.mean(steps, 0)) == 0

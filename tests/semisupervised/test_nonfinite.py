@@ -86,6 +86,29 @@ def test_of_two_networks_neither_steps_where_one_gradient_is_not_finite(prepared
         assert_equal_to_the_bit(after, {key: before[key] for key in after})
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_with_mixed_precision_too_neither_steps_and_one_scale_falls(prepared, bad):
+    trainer = make_trainer(tiny(nnUNetTrainerCPS), prepared)
+    trainer.initialize()
+    both = (trainer, trainer.second)
+    before = []
+    for network in both:
+        network.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        before.append({k: v.clone() for k, v in network.student.state_dict().items()})
+    parameters = [next(network.student.parameters()) for network in both]
+    losses = [sum(p.square().sum() for p in n.student.parameters()) for n in both]
+    losses[bad] = with_gradient_of_nan(losses[bad], parameters[bad])
+    trainer.optimise(*losses)
+    for network, weights in zip(both, before, strict=True):
+        assert_equal_to_the_bit(dict(network.student.state_dict()), weights)
+    scales = [network.grad_scaler.get_scale() for network in both]
+    assert scales[bad] == 4 and scales[1 - bad] == 8
+    trainer.gradient_norms.clear()
+    trainer.optimise(*(sum(p.square().sum() for p in n.student.parameters()) for n in both))
+    for parameter, weights in zip(parameters, before, strict=True):
+        assert not torch.equal(parameter, next(iter(weights.values())))
+
+
 def test_both_scalers_are_watched(prepared):
     trainer = make_trainer(tiny(nnUNetTrainerCPS), prepared)
     trainer.initialize()

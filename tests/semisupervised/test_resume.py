@@ -97,39 +97,48 @@ def test_continuing_from_any_epoch_is_exact(prepared, stop_after, tmp_path):
     assert_equal_to_the_bit(result, expected)
 
 
-def ends_in_an_error(trainer, at_epoch):
+def ends_in_an_error(trainer, at_epoch, error=KeyError, words="a lost worker"):
     def broken(batch):
         if trainer.current_epoch == at_epoch:
-            raise KeyError("a lost worker")
+            raise error(words)
         return type(trainer).train_step(trainer, batch)
 
     trainer.save_every = 50  # nnU-Net's own rhythm
     trainer.train_step = broken
-    with pytest.raises(KeyError, match="a lost worker"):
+    with pytest.raises(error):
         trainer.run_training()
     return Path(trainer.log_file).read_text(), Path(trainer.output_folder) / "checkpoint_latest.pth"
 
 
-def test_an_error_is_logged_and_keeps_the_beginning_of_the_epoch(prepared):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(KeyError, "a lost worker"), (KeyboardInterrupt, ""), (OSError, "no file caf\udce9")],
+)
+def test_an_error_is_logged_and_keeps_the_beginning_of_the_epoch(prepared, error, words):
     trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 4, 2), prepared)
-    log, latest = ends_in_an_error(trainer, 3)
-    assert "KeyError: 'a lost worker'" in log
+    log, latest = ends_in_an_error(trainer, 3, error, words)
+    assert f"{error.__name__}: " in log and words[:11] in log
     assert "checkpoint_latest.pth holds the beginning of epoch 3: --c goes on" in log
-    assert torch.load(latest, weights_only=False)["current_epoch"] == 3
+    kept = torch.load(latest, weights_only=False)
+    assert kept["current_epoch"] == 3
+    deployed, teacher = kept["network_weights"], kept["plgcl"]["teacher"]
+    name = next(iter(deployed))
+    assert deployed[name].data_ptr() == teacher[f"module.{name}"].data_ptr(), "stored once"
 
 
 @pytest.mark.parametrize("disabled", [False, True])
-def test_an_error_is_not_hidden_where_nothing_can_be_kept(prepared, capsys, disabled):
+def test_an_error_is_not_hidden_where_nothing_can_be_kept(prepared, disabled):
     trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 4, 2), prepared)
 
     def full():
         raise OSError("the disk is full")
 
-    trainer.write_resume_point, trainer.disable_checkpointing = full, disabled
+    trainer.disable_checkpointing = disabled
+    if not disabled:
+        trainer.write_resume_point = full
     log, _ = ends_in_an_error(trainer, 0)
     assert "KeyError: 'a lost worker'" in log and "--c goes on" not in log
-    printed = capsys.readouterr().out
-    assert ("OSError while the training was kept: the disk is full" in printed) != disabled
+    assert ("The training could not be kept: OSError: the disk is full" in log) != disabled
 
 
 def test_a_new_best_checkpoint_is_also_the_latest_in_a_file_of_its_own(prepared):

@@ -181,7 +181,7 @@ def test_shares_of_classes_are_those_of_a_loop_over_voxels(exclusive):
         chosen = [k for k in range(3) if voxel[k] > 0.5]
         for k in [1 + k for k in chosen] or [0]:
             counts[k] += 1
-    expected = torch.tensor(counts) / 40
+    expected = torch.tensor([*counts, 40]) / 40
     torch.testing.assert_close(class_shares(probabilities, 3, exclusive), expected)
     torch.testing.assert_close(
         class_shares(hard_target(probabilities, exclusive), 3, exclusive), expected
@@ -195,9 +195,8 @@ def test_ignored_voxels_are_of_no_class(exclusive):
     ignored = torch.zeros(3, 1, 2, 2, dtype=torch.bool)
     ignored[1] = True
     shares = class_shares(ignore_where(target, ignored, 3, exclusive), 3, exclusive)
-    expected = [0.5, 0, 0.5] if exclusive else [0, 0.5, 0, 0.5]
-    if not exclusive:  # all else is at 0.5, in no region
-        assert shares[0] == 0
+    expected = [1, 0, 1, 2] if exclusive else [0, 1, 0, 1, 2]
+    expected = [number / 3 for number in expected]
     torch.testing.assert_close(shares, torch.tensor(expected))
     nothing = ignore_where(target, ignored | True, 3, exclusive)
     assert not class_shares(nothing, 3, exclusive).any()
