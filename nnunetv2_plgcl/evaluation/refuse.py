@@ -194,7 +194,13 @@ def _require_continued(run: Run, trainer: Any, fold: Fold) -> None:
     require_first_stage(trainer, [*fold.labelled, *fold.validation], fold.unlabelled)
     begun = newest(run.folder)
     if begun is not None:
-        read_model_file(begun)
+        try:
+            read_model_file(begun)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Move it away: the training goes on from the newest one beside it, or "
+                f"begins anew."
+            ) from None
         if _is_ours(type(trainer)):
             trainer.require_continued(begun, asdict(fold))
 

@@ -178,7 +178,8 @@ def test_what_was_begun_is_looked_at_before_anything_is_trained(copy, here):
     (ours / runs.RECORD).write_text(record)
     final = ours / "checkpoint_final.pth"
     final.write_bytes(final.read_bytes()[:-99])
-    assert f"Cannot read the checkpoint {final}" in failure(copy, *run_both)
+    message = failure(copy, *run_both)
+    assert f"{final} is no checkpoint that can be trusted: it is damaged. Move it away" in message
     assert here == []
 
 
