@@ -22,8 +22,9 @@ from nnunetv2_plgcl.workers import run_logged
 
 DATASET = "Dataset001_Phantom"
 CONFIGURATION = "2d_demo"
-LABELLED, VALIDATION = 3, 2  # patients
-EPOCHS = 5  # of 250 iterations
+PATIENTS = 29  # to train with, labelled or not
+LABELLED, VALIDATION = 2, 2  # of these
+EPOCHS = 10  # of 250 iterations
 TRAINERS = {
     "nnU-Net": f"nnUNetTrainer_{EPOCHS}epochs",
     "PLGCL": f"nnUNetTrainerPLGCL_{EPOCHS}epochs",
@@ -59,7 +60,7 @@ def run_demo(
     raw = output / "nnUNet_raw" / DATASET
     with demo.progress:
         with demo.stage("generate the phantom"):
-            write_phantom(raw, seed=seed)
+            write_phantom(raw, PATIENTS, seed=seed)
         demo.run("plan", "nnUNetv2_plan_and_preprocess", "-d", 1, "-c", "2d", "--no_pp",
                  "-npfp", 2)  # fmt: skip
         with demo.stage(f"add {CONFIGURATION} to the plans"):
@@ -106,13 +107,14 @@ def add_small_configuration(plans_file: Path, seed: int) -> None:
     arguments.update(
         n_stages=stages,
         features_per_stage=[8, 16, 32, 64],
-        n_conv_per_stage=[1] * stages,
+        n_conv_per_stage=[1, 2, 2, 2],
         n_conv_per_stage_decoder=[1] * (stages - 1),
     )
     plans["configurations"][CONFIGURATION] = {
         "inherits_from": "2d",
         "data_identifier": f"{plans['plans_name']}_{CONFIGURATION}",
-        "patch_size": [64, 64],
+        "spacing": [18 / 7, 18 / 7],  # mm, so that a patch is a slice
+        "patch_size": [56, 56],
         "batch_size": 4,
         "architecture": architecture,
         PLANS_KEY: {"seed": seed},
@@ -225,7 +227,8 @@ def closing_words(output: Path, commands: Sequence[Sequence[str]]) -> str:
     exports = [f"export {k}={shlex.quote(v)}" for k, v in nnunet_folders(output).items()]
     by_hand = "\n".join(f"  {line}" for line in [*exports, *map(shlex.join, commands)])
     return f"""\
-{EPOCHS} short epochs on a generated phantom show that everything runs, not which method is better.
+{EPOCHS} short epochs on a generated phantom show that everything runs, and what unlabelled patients
+add where {LABELLED} labelled ones do not show what the others look like. Real data differ from it.
 
 {output}
   comparison/      report.html, its tables and figures, predictions of the test volumes

@@ -1,11 +1,12 @@
 """A phantom of short-axis cardiac images, for demonstrations and tests without data.
 
 Patients differ as real ones do: in the place, size and shape of the heart, in what is wrong with
-it, and in the scan (contrast, sharpness, noise, inhomogeneity of the coil, surroundings), so that a
-few labelled patients do not show what the others look like. Blood pools and distractors share
-intensities, as do myocardium and surroundings, so a class is told by its place among the others.
-Source: ours; it resembles ACDC in its classes, groups of patients and artefacts, and claims nothing
-about real hearts.
+it, in the scan (contrast, sharpness, noise, inhomogeneity of the coil), and in what lies around the
+heart. There vessels, stomach or bowel resemble ventricles and myocardium, and a patient has few
+kinds of these or none. So a few labelled patients do not show what the others look like. Blood
+pools and lookalikes share intensities, and so do myocardium and their walls: a class is told by its
+place among the others. Source: ours; it resembles ACDC in its classes, groups of patients and
+artefacts, and claims nothing about real hearts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 SHAPE = (10, 96, 96)  # slices, rows, columns
 SPACING = (8.0, 1.5, 1.5)  # mm, in the order of SHAPE
@@ -38,7 +39,7 @@ class Group:
 
 GROUPS = {  # as in ACDC
     "healthy": Group((7.5, 10.5), (3.5, 5.0), (0.85, 1.05), (0.55, 0.7)),
-    "dilated": Group((11.0, 14.0), (3.0, 4.0), (0.75, 1.0), (0.75, 0.85)),
+    "dilated": Group((10.0, 12.0), (3.5, 4.5), (0.75, 1.0), (0.75, 0.85)),
     "hypertrophic": Group((6.0, 8.0), (6.0, 8.0), (0.7, 0.9), (0.5, 0.6)),
     "infarcted": Group((9.0, 12.0), (4.0, 5.5), (0.8, 1.05), (0.7, 0.8), (0.3, 0.55)),
     "right ventricle": Group((7.0, 9.0), (3.5, 5.0), (1.15, 1.4), (0.6, 0.75)),
@@ -63,6 +64,34 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
+class Lookalike:
+    """One kind of what lies around the heart and resembles a part of it. Lengths in pixels,
+    intensities are those of blood, about 1; None is that of muscle."""
+
+    radius: Range  # of the core
+    core: float | None  # intensity
+    wall: Range = (0.0, 0.0)  # thickness
+    rim: float | None = None  # intensity of the wall
+    stretch: Range = (1.0, 1.4)  # ratio of the axes
+    twin: bool = False  # two cores side by side
+
+
+LOOKALIKES = {
+    "vessels": Lookalike((3, 5), 1.0),
+    "aorta": Lookalike((7, 10), 1.0, (3, 5)),
+    "stomach": Lookalike((7, 10), 0.95, stretch=(1.3, 2.0)),
+    "bowel": Lookalike((4.5, 6.5), 1.0, (2.5, 4), twin=True),
+    "pouch": Lookalike((3, 5), 1.0, (5, 7)),
+    "loops": Lookalike((5, 7), 1.0, twin=True),
+    "fat": Lookalike((5, 8), None, (3, 5), 0.95),
+    "cyst": Lookalike((6, 9), 0.75, (2, 4)),
+}
+KINDS_OF_PATIENT = (0, 1, 2, 2)  # how many, each as likely
+LOOKALIKES_OF_VOLUME = (8, 14)  # where there is room
+GAP = 7.0  # pixels between the heart and any lookalike
+
+
+@dataclass(frozen=True)
 class Scan:
     """What one patient's images look like. Intensities are those of blood, about 1."""
 
@@ -70,7 +99,7 @@ class Scan:
     right: float  # mean of the right ventricle
     surroundings: float  # mean around the heart
     variety: float  # of the surroundings
-    distractors: int  # vessels and bowel loops
+    lookalikes: tuple[str, ...]  # keys of LOOKALIKES
     texture: float  # of tissue inside the heart
     blur: float  # of the pixels, sigma in pixels
     bias: float  # inhomogeneity of the coil, in powers of e
@@ -98,18 +127,18 @@ def random_anatomy(rng: np.random.Generator) -> Anatomy:
 
 def random_scan(rng: np.random.Generator) -> Scan:
     """Draw what a patient's images look like."""
-    muscle = rng.uniform(0.3, 0.55)
+    muscle = rng.uniform(0.35, 0.5)
     return Scan(
         muscle=muscle,
-        right=rng.uniform(0.85, 1.05),
-        surroundings=muscle + rng.uniform(-0.25, 0.2),
-        variety=rng.uniform(0.15, 0.4),
-        distractors=int(rng.integers(3, 8)),
-        texture=rng.uniform(0.03, 0.1),
-        blur=rng.uniform(0.6, 1.1),
-        bias=rng.uniform(0.2, 0.8),
-        gamma=float(np.exp(rng.uniform(-0.3, 0.3))),
-        noise=rng.uniform(0.02, 0.08),
+        right=rng.uniform(0.9, 1.06),
+        surroundings=muscle + rng.uniform(-0.28, -0.05),
+        variety=rng.uniform(0.1, 0.3),
+        texture=rng.uniform(0.03, 0.08),
+        blur=rng.uniform(0.5, 0.9),
+        bias=rng.uniform(0.2, 0.6),
+        gamma=float(np.exp(rng.uniform(-0.2, 0.2))),
+        noise=rng.uniform(0.01, 0.05),
+        lookalikes=tuple(rng.permutation(list(LOOKALIKES))[: rng.choice(KINDS_OF_PATIENT)]),
     )
 
 
@@ -153,13 +182,16 @@ def _ellipse(anatomy: Anatomy, centre: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def image_volume(label: np.ndarray, scan: Scan, rng: np.random.Generator) -> np.ndarray:
     """Image of a reference segmentation, float32 of the same shape, in arbitrary units.
 
-    Partial volume, distractors, a bias field and Rician noise (the magnitude of a complex signal
+    Partial volume, lookalikes, a bias field and Rician noise (the magnitude of a complex signal
     with Gaussian noise) are added.
     """
     tissue = scan.surroundings + scan.variety * _smooth_noise(rng, (0.7, 7, 7))
     tissue = np.clip(tissue, 0.05, 1.2)
-    for _ in range(scan.distractors):
-        _add_distractor(tissue, scan.muscle, rng)
+    if scan.lookalikes:
+        taken = distance_transform_edt(~label.any(0)) < GAP
+        for i in range(rng.integers(*LOOKALIKES_OF_VOLUME)):
+            kind = LOOKALIKES[scan.lookalikes[i % len(scan.lookalikes)]]
+            _add_lookalike(tissue, taken, kind, scan.muscle, rng)
     means = np.array([0.0, scan.right, scan.muscle, 1.0])
     heart = means[label] + scan.texture * _smooth_noise(rng, (0.5, 3, 3))
     tissue = np.where(label > 0, heart, tissue)
@@ -175,16 +207,38 @@ def _smooth_noise(rng: np.random.Generator, scale: tuple[float, float, float]) -
     return (field - field.mean()) / (4 * field.std())
 
 
-def _add_distractor(tissue: np.ndarray, muscle: float, rng: np.random.Generator) -> None:
-    """Draw a vessel or a bowel loop, bright as blood, at times with a wall, into some slices."""
+def _add_lookalike(
+    tissue: np.ndarray, taken: np.ndarray, kind: Lookalike, muscle: float, rng: np.random.Generator
+) -> None:
+    """Draw one into some slices, if there is room.
+
+    Args:
+        tissue: intensities, of shape ``SHAPE``, changed in place.
+        taken: (rows, columns), where there is no room, changed in place.
+        kind: of the lookalike.
+        muscle: intensity.
+        rng: its numbers.
+    """
+    radius, wall, stretch = (rng.uniform(*r) for r in (kind.radius, kind.wall, kind.stretch))
+    angle = rng.uniform(0, np.pi)
+    reach = (radius * (1 + kind.twin) + wall) * np.sqrt(stretch)
+    room = np.argwhere(distance_transform_edt(~taken) > reach + 1)
+    if len(room) == 0:
+        return
+    middle = rng.uniform(0, SHAPE[0])
+    row, column = room[rng.integers(len(room))]
+    height = rng.uniform(2, 5)  # slices
     z, y, x = np.ogrid[tuple(slice(n) for n in SHAPE)]
-    centre, radius = rng.uniform((0, 4, 4), np.array(SHAPE) - (0, 4, 4)), rng.uniform(3, 9)
-    stretch = rng.uniform(0.7, 1.4)
-    distance = np.hypot((y - centre[1]) * stretch, (x - centre[2]) / stretch)
-    distance = np.hypot(distance, 2.5 * (z - centre[0]))
-    if rng.random() < 0.5:
-        tissue[distance < radius + rng.uniform(2, 5)] = muscle
-    tissue[distance < radius] = rng.uniform(0.8, 1.1)
+    dy, dx = y - row, x - column
+    cos, sin = np.cos(angle), np.sin(angle)
+    u, v = (cos * dx + sin * dy) / np.sqrt(stretch), (cos * dy - sin * dx) * np.sqrt(stretch)
+    distance = np.hypot(np.abs(u) - radius if kind.twin else u, v)
+    size = np.sqrt(np.clip(1 - ((z - middle) / height) ** 2, 0, 1))  # of the cross-section
+    distance = np.where(size > 0.3, distance / np.maximum(size, 0.3), np.inf)
+    brightness = rng.uniform(0.93, 1.07)
+    taken |= (distance < radius + wall + 1).any(0)
+    tissue[distance < radius + wall] = brightness * (muscle if kind.rim is None else kind.rim)
+    tissue[distance < radius] = brightness * (muscle if kind.core is None else kind.core)
 
 
 def phantom_volume(seed: int, patient: int, contracted: bool) -> tuple[np.ndarray, np.ndarray]:

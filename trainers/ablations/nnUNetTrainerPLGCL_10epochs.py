@@ -3,8 +3,8 @@ import torch
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
 
-class nnUNetTrainerPLGCL_5epochs(nnUNetTrainerPLGCL):
-    """As short as nnU-Net's ``nnUNetTrainer_5epochs``: for demonstrations, not for results."""
+class nnUNetTrainerPLGCL_10epochs(nnUNetTrainerPLGCL):
+    """As short as nnU-Net's ``nnUNetTrainer_10epochs``: for demonstrations, not for results."""
 
     def __init__(
         self,
@@ -15,4 +15,4 @@ class nnUNetTrainerPLGCL_5epochs(nnUNetTrainerPLGCL):
         device: torch.device = torch.device("cuda"),
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = 5
+        self.num_epochs = 10
