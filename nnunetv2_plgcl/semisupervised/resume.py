@@ -34,6 +34,7 @@ class ResumableTraining(SemiSupervisedStep):
     _signals = signals.StopSignals()
     _resume_point: dict[str, Any] | None = None
     _record: dict[str, Any] = {}  # noqa: RUF012  # never changed in place
+    _newest_on_disk = -1  # epoch with which a continued training would begin
     said_collapsed = False  # that pseudo-labels are of one class
 
     # ---- a training and its end --------------------------------------------------------------
@@ -69,7 +70,7 @@ class ResumableTraining(SemiSupervisedStep):
     def _kept(self) -> str:
         if self._resume_point is None:
             return "Nothing was written, as checkpointing is disabled."
-        epoch = self._resume_point["current_epoch"]
+        epoch = max(self._resume_point["current_epoch"], self._newest_on_disk)
         return (
             f"checkpoint_latest.pth holds the beginning of epoch {epoch}: --c goes on from there, "
             f"to the same result."
@@ -119,11 +120,13 @@ class ResumableTraining(SemiSupervisedStep):
         raise SystemExit(signals.ENDED)
 
     def write_resume_point(self) -> None:
-        """Write the beginning of the epoch in progress as the latest checkpoint."""
-        if self._resume_point is not None:
+        """Write the beginning of the epoch in progress as the latest checkpoint, unless its end is
+        written already."""
+        point = self._resume_point
+        if point is not None and point["current_epoch"] >= self._newest_on_disk:
             file = Path(self.output_folder) / "checkpoint_latest.pth"
-            states.require_finite(self._resume_point, file)
-            states.write_atomically(self._resume_point, file)
+            states.require_finite(point, file)
+            states.write_atomically(point, file)
 
     def _finish_loaders(self) -> None:
         loaders.finish(self.dataloader_train, self.dataloader_val, self.dataloader_unlabelled)
@@ -169,6 +172,7 @@ class ResumableTraining(SemiSupervisedStep):
         checkpoint = self._checkpoint(self.current_epoch + 1)
         states.require_finite(checkpoint, filename)
         states.write_atomically(checkpoint, filename)
+        self._newest_on_disk = checkpoint["current_epoch"]
         if Path(filename).name == "checkpoint_best.pth":
             states.make_latest(Path(filename))
 
