@@ -29,6 +29,7 @@ from nnunetv2_plgcl.datasets.files import (
     write_json,
     write_split,
 )
+from nnunetv2_plgcl.datasets.names import first
 from nnunetv2_plgcl.datasets.strict import hide_labels, is_strict, restore_labels
 from nnunetv2_plgcl.datasets.unlabelled import UNLABELLED_IMAGES
 from nnunetv2_plgcl.workers import mend_and_run_again, naming, run_all
@@ -239,9 +240,8 @@ def apply_protocol(cases: list[RawCase], protocol: Protocol) -> list[RawCase]:
     absent = sorted(listed - there)
     if absent:
         raise ValueError(
-            f"The paper's split needs {', '.join(absent[:3])}"
-            f"{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}, which the download "
-            f"lacks. Complete it, or leave out --protocol."
+            f"The paper's split needs {first(absent)}, which the download lacks. Complete it, or "
+            f"leave out --protocol."
         )
     if not protocol.test:  # the official test set is the paper's
         sorted_in = released + official_test
