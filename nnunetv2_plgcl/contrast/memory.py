@@ -153,7 +153,7 @@ class ClassMemory(nn.Module):
         index = (place * (held / number)).long().minimum((held - 1).clamp(min=0))
         index = index + torch.arange(classes, device=device)[:, None] * length
         return Remembered(
-            self.rows[index],
+            self.rows.index_select(0, index.flatten()).unflatten(0, index.shape),
             (held > 0).expand(-1, number),
             (held / number).expand(-1, number),
         )

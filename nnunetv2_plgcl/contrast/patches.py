@@ -126,8 +126,10 @@ def window_statistics(
 
     confidence = _at_least_float32(confidence)
     inside = (confidence >= MASK_THRESHOLD).to(confidence.dtype)
-    maps = torch.stack((bernoulli_entropy(confidence), confidence, inside))
-    entropy, mean, coverage = average_pool(maps, edges, steps).flatten(3)
+    entropy, mean, coverage = (
+        average_pool(maps, edges, steps).flatten(2)
+        for maps in (bernoulli_entropy(confidence), confidence, inside)
+    )
     return WindowStatistics(
         _grid(image, edges, steps, confidence.device), entropy, mean, coverage, edges
     )

@@ -13,7 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
-from nnunetv2_plgcl.semisupervised.targets import confidence
+from nnunetv2_plgcl.semisupervised.targets import confidence, most_probable
 
 
 def consistency_loss(
@@ -48,7 +48,7 @@ def consistency_loss(
     target = teacher_probabilities.detach().float()
     sure = confidence(target, exclusive) >= threshold
     if hard and exclusive:
-        target = torch.zeros_like(target).scatter_(1, target.argmax(1, True), 1)
+        target = torch.zeros_like(target).scatter_(1, most_probable(target), 1)
     elif hard:
         target = (target > 0.5).float()
     if exclusive:

@@ -16,6 +16,7 @@ from nnunetv2_plgcl.semisupervised.targets import (
     ignore_where,
     join_targets,
     label_probabilities,
+    most_probable,
 )
 
 
@@ -200,3 +201,10 @@ def test_ignored_voxels_are_of_no_class(exclusive):
     torch.testing.assert_close(shares, torch.tensor(expected))
     nothing = ignore_where(target, ignored | True, 3, exclusive)
     assert not class_shares(nothing, 3, exclusive).any()
+
+
+@pytest.mark.parametrize("spatial", [(5, 7), (4, 5, 6)])
+def test_most_probable_class_is_the_lowest_of_several(spatial):
+    probabilities = torch.randint(3, (2, 4, *spatial)) / 2  # many ties
+    expected = torch.from_numpy(probabilities.numpy().argmax(1))  # NumPy: the first
+    assert torch.equal(most_probable(probabilities)[:, 0], expected)
