@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_plgcl.contrast.patches import MASK_THRESHOLD, Windows
+from nnunetv2_plgcl.contrast.patches import MASK_THRESHOLD, Windows, class_mask
 
 # A smaller share of a cell is a rounding error in float32.
 ROUNDING = 1e-6
@@ -294,8 +294,9 @@ def _cell_weights(confidence: Tensor, windows: Windows, cells: Sequence[int]) ->
 
     They add up to 1, or are all 0 where the window holds no voxel of its side.
     """
-    dtype = torch.promote_types(confidence.dtype, torch.float32)
-    within = _area_pool((confidence >= MASK_THRESHOLD).to(dtype), cells)[:, :, None]
+    mask = class_mask(confidence)
+    dtype = mask.dtype
+    within = _area_pool(mask, cells)[:, :, None]
     # where cells cut voxels, 1 - within is not exactly 0 when it should be
     outside = F.threshold(1 - within, ROUNDING, 0)
     axes = len(cells)
@@ -306,9 +307,9 @@ def _cell_weights(confidence: Tensor, windows: Windows, cells: Sequence[int]) ->
         overlap = _overlap(windows.start[..., axis].to(dtype), edge, length, number)
         shape = [1] * axes
         shape[axis] = number
-        weights = weights * overlap.view(*overlap.shape[:-1], *shape)
+        weights *= overlap.view(*overlap.shape[:-1], *shape)
     total = weights.flatten(3).sum(-1)[(...,) + (None,) * axes]
-    return weights / total.clamp(min=torch.finfo(dtype).tiny)
+    return weights.div_(total.clamp(min=torch.finfo(dtype).tiny))
 
 
 def _area_pool(maps: Tensor, cells: Sequence[int]) -> Tensor:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from acvl_utils.morphology.morphology_helper import (
     label_with_component_sizes,
     remove_all_but_largest_component,
@@ -132,11 +131,12 @@ def near(mask: Tensor, margin: Sequence[int]) -> Tensor:
     Returns:
         as ``mask``.
     """
-    pool = F.max_pool2d if mask.ndim == 4 else F.max_pool3d
     box = mask.float()
-    for axis, of_axis in enumerate(margin):  # one after the other: a box of 9^3 is 729 voxels
-        padding = [of_axis if a == axis else 0 for a in range(len(margin))]
-        box = pool(box, [2 * p + 1 for p in padding], 1, padding)
+    for reach in reversed(margin):  # how many are near, one axis after the other
+        place = torch.arange(box.shape[-1], device=box.device)
+        within = (place[:, None] - place).abs() <= reach
+        # each axis moves to the front when done, which restores their order
+        box = (box @ within.to(box.dtype)).movedim(-1, -len(margin))
     return box > 0
 
 

@@ -75,12 +75,9 @@ def label_probabilities(
         (B, K, *spatial); ``UNKNOWN`` in every class where the label is to be ignored.
     """
     if exclusive:
-        labels = target[:, 0].long()
-        ignored = labels == ignore_label if ignore_label is not None else None
-        # the ignore label is the highest: one more class, cut off again
-        one_hot = F.one_hot(labels, num_classes + (ignored is not None))
-        maps = one_hot.movedim(-1, 1)[:, :num_classes].float()
-        ignored = ignored[:, None] if ignored is not None else None
+        classes = torch.arange(num_classes, device=target.device)
+        maps = (target == classes.view(-1, *[1] * (target.ndim - 2))).float()
+        ignored = target == ignore_label if ignore_label is not None else None
     else:
         maps = target[:, :num_classes].float()
         ignored = target[:, num_classes:].bool() if ignore_label is not None else None
