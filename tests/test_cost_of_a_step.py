@@ -155,3 +155,19 @@ def test_the_benchmark_of_a_step_writes_its_ratios(prepared, scripts, tmp_path, 
         "statistics", "draw", "embed", "memory", "loss",
     }  # fmt: skip
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_the_benchmark_of_the_start_waits_for_the_first_step(
+    prepared, scripts, capsys, monkeypatch
+):
+    import benchmark_start
+
+    monkeypatch.setenv("nnUNet_compile", "f")
+    command = ["benchmark_start.py", "-d", "901", "-c", TINY, "--turns", "1", "-tr"]
+    monkeypatch.setattr("sys.argv", [*command, "nnUNetTrainerPLGCL"])
+    benchmark_start.main()
+    name, seconds, more = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert name == "nnUNetTrainerPLGCL" and 0 < float(seconds) < 300 and float(more) == 0
+    monkeypatch.setattr("sys.argv", [*command, "nnUNetTrainerPLGC"])
+    with pytest.raises(SystemExit, match="(?s)nnUNetTrainerPLGC made no step:.*nnUNetTrainerPLGC"):
+        benchmark_start.main()
