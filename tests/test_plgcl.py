@@ -1,4 +1,4 @@
-"""What ``nnUNetTrainerPLGCL`` adds to the poster: pseudo-labels without islands."""
+"""What ``nnUNetTrainerPLGCL`` adds to the poster."""
 
 from pathlib import Path
 
@@ -49,11 +49,37 @@ def test_where_no_component_is_removed_it_is_the_poster(prepared, settings):
     memory = {"memory_length": 64, "memory_draws": 0}
     results = []
     for trainer_class in (nnUNetTrainerPLGCL, nnUNetTrainerPLGCL_poster):
-        trainer = make_trainer(tiny(trainer_class, 2, 2), prepared, {**memory, **settings})
+        given = {**memory, **settings, "warmup_copy_paste": False}
+        trainer = make_trainer(tiny(trainer_class, 2, 2), prepared, given)
         trainer.run_training()
         assert not (Path(trainer.output_folder) / "pseudo_labels").exists()
         results.append(trainer.student.state_dict())
     assert_equal_to_the_bit(*results)
+
+
+@pytest.mark.parametrize("settings", [{}, {"warmup_copy_paste": False}])
+def test_in_warm_up_alone_a_box_of_another_labelled_patch_lies_in_each(prepared, settings):
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 3, 1), prepared, settings)
+    trainer.initialize()
+    edge = torch.arange(4.0).view(4, 1, 1, 1)
+    batch = {
+        "data": edge.expand(4, 1, 12, 12),
+        "target": [edge.expand(4, 1, 12, 12), edge.expand(4, 1, 6, 6)],
+        "keys": list("abcd"),
+    }
+    for trainer.current_epoch in range(3):  # the first is warm-up
+        images, targets = trainer.labelled_batch(batch)
+        if settings or not trainer.is_warmup:
+            assert torch.equal(images, batch["data"])
+            assert all(map(torch.equal, targets, batch["target"]))
+            continue
+        assert torch.equal(images, targets[0])
+        for index in range(4):
+            own, pasted = images[index] == index, images[index] == (index - 1) % 4
+            assert (own | pasted).all() and pasted.sum() == 8 * 8
+            rows, columns = torch.nonzero(pasted[0], as_tuple=True)
+            assert rows.max() - rows.min() == columns.max() - columns.min() == 7  # one box
+            assert 0 < (targets[1][index] != index).sum() <= 5 * 5
 
 
 def test_continued_inside_the_second_stage_it_ends_in_the_same_bits(prepared):

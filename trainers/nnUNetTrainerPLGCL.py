@@ -6,6 +6,7 @@ from torch import Tensor
 
 from nnunetv2_plgcl.contrast.trainer import ContrastSettings
 from nnunetv2_plgcl.semisupervised.components import near
+from nnunetv2_plgcl.semisupervised.mixing import copy_paste
 from nnunetv2_plgcl.semisupervised.relabelling import VolumeSettings, nnUNetTrainerRelabelling
 from nnunetv2_plgcl.semisupervised.step import UnlabelledBatch
 from nnunetv2_plgcl.semisupervised.targets import background_where, foreground_masks
@@ -19,11 +20,15 @@ class PLGCLSettings(VolumeSettings, ContrastSettings, MeanTeacherSettings):
     """Those of contrast and mean teacher, and how volumes clean the pseudo-labels."""
 
     earlier: ClassVar[Mapping[str, Any]] = {
+        "warmup_copy_paste": False,
         "component_filter": "none",
         "memory_length": 4096,
         "memory_draws": 0,
     }
 
+    warmup_copy_paste: bool = setting(
+        True, "in warm-up, a box of another labelled patch lies in each [BCP]"
+    )
     volume_margin: int = setting(
         4,
         "voxels around a volume's foreground where a pseudo-label may have some too; along axes of "
@@ -41,11 +46,19 @@ class nnUNetTrainerPLGCL(nnUNetTrainerRelabelling, nnUNetTrainerPLGCL_poster):
     volume a few times in the second stage; away from the largest component of its foreground all
     pseudo-labels become background. Consistency and contrast learn from what is left. Where the
     foreground of labelled cases is not one component, nothing is removed. Source: the filter is
-    ours, with the rule of nnU-Net's postprocessing.
+    ours, with the rule of nnU-Net's postprocessing. The warm-up is BCP's (Bai et al., CVPR 2023): a
+    box of another labelled patch lies in each.
     """
 
     settings_class = PLGCLSettings
     config: PLGCLSettings
+
+    def labelled_batch(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
+        """As the parent's; in warm-up with a box of another patch in each."""
+        images, target = super().labelled_batch(batch)
+        if self.is_warmup and self.config.warmup_copy_paste:
+            return copy_paste(images, target)
+        return images, target
 
     @property
     def labels_volumes(self) -> bool:

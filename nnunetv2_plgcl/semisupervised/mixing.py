@@ -83,6 +83,18 @@ class BoxMix:
         return torch.where(mask, _in_turn(inside, number), _in_turn(outside, number))
 
 
+def copy_paste(images: Tensor, target: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Labelled patches with a box of the patch before them in the batch, by ``BoxMix``: the
+    warm-up of BCP (Bai et al., 2023).
+
+    Args:
+        images: (B, C, *spatial).
+        target: nnU-Net's, one a resolution, (B, C, *s) each.
+    """
+    mix = BoxMix(images)
+    return mix(images, images.roll(1, 0)), [mix(t, t.roll(1, 0)) for t in target]
+
+
 class Mixup:
     """Blends each patch with the patch before it in the batch (Zhang et al., 2018; for unlabelled
     patches ICT, Verma et al., 2019).

@@ -60,7 +60,12 @@ def test_other_settings_and_plans_are_refused_by_name(prepared, interrupted):
 @pytest.mark.parametrize("noted", [{}, {"settings": {"memory_length": 64, "memory_draws": 0}}])
 def test_a_training_from_before_islands_were_removed_goes_on_without(prepared, noted):
     """Version 0.1 noted no settings, 0.2 those that it had."""
-    settings = {"component_filter": "none", "memory_length": 64, "memory_draws": 0}
+    settings = {
+        "component_filter": "none",
+        "memory_length": 64,
+        "memory_draws": 0,
+        "warmup_copy_paste": False,
+    }
     trainer = make_trainer(TRAINER, prepared, {"memory_length": 64})
     trainer.initialize()
     file = f"{trainer.output_folder}/checkpoint_latest.pth"

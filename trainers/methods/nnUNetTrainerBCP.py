@@ -8,7 +8,7 @@ from torch import Tensor
 from nnunetv2_plgcl.semisupervised.components import filter_patches, largest
 from nnunetv2_plgcl.semisupervised.hard_labels import nnUNetTrainerHardPseudoLabels
 from nnunetv2_plgcl.semisupervised.losses import weighted_loss
-from nnunetv2_plgcl.semisupervised.mixing import BoxMix
+from nnunetv2_plgcl.semisupervised.mixing import BoxMix, copy_paste
 from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings
 from nnunetv2_plgcl.semisupervised.targets import join_targets
 from nnunetv2_plgcl.settings import setting
@@ -56,9 +56,7 @@ class nnUNetTrainerBCP(nnUNetTrainerHardPseudoLabels):
     def train_step(self, batch: dict) -> dict:
         images, target = self.labelled_batch(batch)
         if self.is_warmup:
-            others, of_others = images.roll(1, 0), [t.roll(1, 0) for t in target]
-            pseudo, mix = None, BoxMix(images)
-            mixed, mixed_target = mix(images, others), list(map(mix, target, of_others))
+            pseudo, (mixed, mixed_target) = None, copy_paste(images, target)
             with self.autocast():
                 loss = self.supervised_loss(self.student_logits(mixed), mixed_target)
         else:
