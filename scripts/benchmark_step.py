@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("-p", dest="plans", default="nnUNetPlans")
     parser.add_argument("-tr", dest="trainers", nargs="+", default=DEMO_TRAINERS, metavar="NAME")
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"))
-    parser.add_argument("--compile", action="store_true", help="torch.compile, trainers and floors")
+    parser.add_argument("--compile", action="store_true", help="trainers and floors, on CUDA")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, on a CPU; 0 for all")
     parser.add_argument("--workers", type=int, default=0, help="nnU-Net's, that load batches")
     parser.add_argument("--turns", type=int, default=20)
@@ -63,6 +63,8 @@ def parse_arguments() -> argparse.Namespace:
         arguments.dataset, arguments.configuration = DATASET, CONFIGURATION
     elif arguments.configuration is None:
         parser.error("name the configuration of the dataset: -c")
+    if arguments.compile and arguments.device == "cpu":
+        parser.error("nnU-Net compiles nothing on a CPU: --compile needs -device cuda")
     if "nnUNetTrainer" not in arguments.trainers:
         arguments.trainers = ["nnUNetTrainer", *arguments.trainers]
     return arguments
