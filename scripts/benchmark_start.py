@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-TRAINERS = ("nnUNetTrainer", "nnUNetTrainerMeanTeacher", "nnUNetTrainerPLGCL")
+from step.arguments import add_training, parse
 
 FIRST_STEP = """
 import os
@@ -48,23 +48,9 @@ if __name__ == "__main__":
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("-d", dest="dataset", help="dataset name or id, planned, preprocessed, split")
-    data.add_argument("--demo", action="store_true", help="generate images for a small network")
-    parser.add_argument("-c", dest="configuration", help="configuration, with -d")
-    parser.add_argument("-f", dest="fold", default="0")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
-    parser.add_argument("-tr", dest="trainers", nargs="+", default=TRAINERS, metavar="NAME")
-    parser.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"))
+    add_training(parser)
     parser.add_argument("--turns", type=int, default=5)
-    arguments = parser.parse_args()
-    if arguments.demo:
-        from step.demo import CONFIGURATION, DATASET
-
-        arguments.dataset, arguments.configuration = DATASET, CONFIGURATION
-    elif arguments.configuration is None:
-        parser.error("name the configuration of the dataset: -c")
-    return arguments
+    return parse(parser)
 
 
 def seconds_to_first_step(arguments: argparse.Namespace, trainer: str, folder: Path) -> float:
@@ -76,7 +62,8 @@ def seconds_to_first_step(arguments: argparse.Namespace, trainer: str, folder: P
     script = folder / "first_step.py"  # a file, since workers import it
     script.write_text(FIRST_STEP)
     command = [
-        sys.executable, str(script), arguments.dataset, arguments.configuration, arguments.fold,
+        sys.executable, str(script), arguments.dataset, arguments.configuration,
+        str(arguments.fold),
         "-tr", trainer, "-p", arguments.plans, "-device", arguments.device,
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(dir=folder) as results:

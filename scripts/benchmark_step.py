@@ -31,38 +31,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from step.arguments import add_training, parse
 from step.floor import Floor
 from step.memory import bytes_held
 from step.parts import parts_of
 
-DEMO_TRAINERS = ("nnUNetTrainer", "nnUNetTrainerMeanTeacher", "nnUNetTrainerPLGCL")
 CONTRAST = ("statistics", "draw", "embed", "memory", "loss")  # parts
 WARM_UP, EPOCH = 3, 20  # turns, iterations
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("-d", dest="dataset", help="dataset name or id, planned, preprocessed, split")
-    data.add_argument("--demo", action="store_true", help="generate images for a small network")
-    parser.add_argument("-c", dest="configuration", help="configuration, with -d")
-    parser.add_argument("-f", dest="fold", type=int, default=0)
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans")
-    parser.add_argument("-tr", dest="trainers", nargs="+", default=DEMO_TRAINERS, metavar="NAME")
-    parser.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"))
+    add_training(parser)
     parser.add_argument("--compile", action="store_true", help="trainers and floors, on CUDA")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch, on a CPU; 0 for all")
     parser.add_argument("--workers", type=int, default=0, help="nnU-Net's, that load batches")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--trace", type=Path, help="profile the last trainer, for chrome://tracing")
-    arguments = parser.parse_args()
-    if arguments.demo:
-        from step.demo import CONFIGURATION, DATASET
-
-        arguments.dataset, arguments.configuration = DATASET, CONFIGURATION
-    elif arguments.configuration is None:
-        parser.error("name the configuration of the dataset: -c")
+    arguments = parse(parser)
     if arguments.compile and arguments.device == "cpu":
         parser.error("nnU-Net compiles nothing on a CPU: --compile needs -device cuda")
     if "nnUNetTrainer" not in arguments.trainers:

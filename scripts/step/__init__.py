@@ -1,1 +1,1 @@
-"""What benchmark_step.py is made of."""
+"""What benchmark_step.py and benchmark_start.py are made of."""
