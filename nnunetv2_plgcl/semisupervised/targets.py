@@ -75,8 +75,7 @@ def label_probabilities(
         (B, K, *spatial); ``UNKNOWN`` in every class where the label is to be ignored.
     """
     if exclusive:
-        classes = torch.arange(num_classes, device=target.device)
-        maps = (target == classes.view(-1, *[1] * (target.ndim - 2))).float()
+        maps = _where_equal(target, torch.arange(num_classes, device=target.device)).float()
         ignored = target == ignore_label if ignore_label is not None else None
     else:
         maps = target[:, :num_classes].float()
@@ -188,8 +187,7 @@ def foreground_masks(target: Tensor, num_classes: int, exclusive: bool) -> Tenso
     """
     if not exclusive:
         return target[:, :num_classes].bool()
-    classes = torch.arange(1, num_classes, device=target.device)
-    return target == classes.view(-1, *[1] * (target.ndim - 2))
+    return _where_equal(target, torch.arange(1, num_classes, device=target.device))
 
 
 def at_every_resolution(
@@ -230,3 +228,8 @@ def join_targets(labelled: list[Tensor], pseudo: list[Tensor]) -> list[Tensor]:
         label = F.pad(label, [0, 0] * (label.ndim - 2) + [0, missing])
         joined.append(torch.cat((label, pseudo_label)))
     return joined
+
+
+def _where_equal(labels: Tensor, classes: Tensor) -> Tensor:
+    """(B, 1, *spatial) and (C,) to (B, C, *spatial), bool."""
+    return labels == classes.view(-1, *[1] * (labels.ndim - 2))
