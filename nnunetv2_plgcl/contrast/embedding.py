@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_plgcl.contrast.patches import MASK_THRESHOLD, Windows, class_mask
+from nnunetv2_plgcl.separable import multiply_axes
 
 # A smaller share of a cell is a rounding error in float32.
 ROUNDING = 1e-6
@@ -318,12 +319,11 @@ def _area_pool(maps: Tensor, cells: Sequence[int]) -> Tensor:
     if all(length % number == 0 for length, number in zip(lengths, cells, strict=True)):
         pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(cells) - 1]
         return pool(maps, [length // number for length, number in zip(lengths, cells, strict=True)])
-    # one axis at a time, each moved to the front when done, which restores their order
-    for number in reversed(cells):
-        length = maps.shape[-1]
+    overlaps = []
+    for length, number in zip(lengths, cells, strict=True):
         first = torch.arange(length, dtype=maps.dtype, device=maps.device)
-        maps = (maps @ _overlap(first, 1, length, number)).movedim(-1, -len(cells))
-    return maps
+        overlaps.append(_overlap(first, 1, length, number))
+    return multiply_axes(maps, overlaps)
 
 
 def _overlap(start: Tensor, edge: int, length: int, cells: int) -> Tensor:

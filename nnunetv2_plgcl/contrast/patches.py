@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nnunetv2_plgcl.separable import multiply_axes
+
 # A voxel belongs to a class from this confidence on (authors' code).
 MASK_THRESHOLD = 0.5
 
@@ -90,8 +92,12 @@ def bernoulli_entropy(p: Tensor) -> Tensor:
         float32; meant for use without gradient, which is infinite at both ends.
     """
     p = _at_least_float32(p).clamp(0, 1)
-    q, tiny = 1 - p, torch.finfo(p.dtype).tiny  # the clamp makes 0 log 0 = 0
-    return -(p * p.clamp(min=tiny).log2() + q * q.clamp(min=tiny).log2())
+    return (_times_log2(p) + _times_log2(1 - p)).neg_()
+
+
+def _times_log2(p: Tensor) -> Tensor:
+    """p log p in bits, 0 at 0; in place on a copy, as memory costs a CPU more than logarithms."""
+    return p.clamp(min=torch.finfo(p.dtype).tiny).log2_().mul_(p)
 
 
 @torch.no_grad()
@@ -141,13 +147,12 @@ def window_statistics(
 
 
 def average_pool(maps: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Average pooling over the last D axes, one axis after the other, as products of matrices.
+    """Average pooling over the last D axes, one axis after the other.
 
-    Averages over boxes separate, so the cost grows with the sum of the edges, not their product.
     Sums of zeros and ones are exact. In float32 under autocast too; float64 stays.
 
     Args:
-        maps: (..., *spatial).
+        maps: (..., *spatial), at least two axes.
         size: D edge lengths in voxels, none longer than its axis.
         stride: D steps in voxels.
 
@@ -155,15 +160,12 @@ def average_pool(maps: Tensor, size: Sequence[int], stride: Sequence[int]) -> Te
         (..., *pooled), where an axis of length L keeps ``(L - size) // stride + 1`` values.
     """
     maps = _at_least_float32(maps)
+    boxes = [
+        _inside(length, edge, step, maps)
+        for length, edge, step in zip(maps.shape[-len(size) :], size, stride, strict=True)
+    ]
     with torch.autocast(maps.device.type, enabled=False):
-        for edge, step in zip(reversed(size), reversed(stride), strict=True):
-            length = maps.shape[-1]
-            start = torch.arange(0, length - edge + 1, step, device=maps.device)
-            offset = torch.arange(length, device=maps.device)[:, None] - start
-            inside = (offset >= 0) & (offset < edge)
-            # each axis moves to the front when done, which restores their order
-            maps = (maps @ inside.to(maps.dtype)).movedim(-1, -len(size))
-        return maps / math.prod(size)
+        return multiply_axes(maps, boxes) / math.prod(size)
 
 
 def every_window(statistics: WindowStatistics) -> Windows:
@@ -185,6 +187,13 @@ def _per_axis(value: Sequence[int] | int, name: str, axes: int) -> tuple[int, ..
             f"axes, got {value!r}."
         )
     return values
+
+
+def _inside(length: int, edge: int, step: int, like: Tensor) -> Tensor:
+    """(length, boxes): 1 for each voxel of an axis that lies in the box [n step, n step + edge)."""
+    start = torch.arange(0, length - edge + 1, step, device=like.device)
+    offset = torch.arange(length, device=like.device)[:, None] - start
+    return ((offset >= 0) & (offset < edge)).to(like.dtype)
 
 
 def _grid(

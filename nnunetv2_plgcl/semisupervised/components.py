@@ -19,6 +19,7 @@ from nnunetv2.evaluation.evaluate_predictions import region_or_label_to_mask
 from torch import Tensor
 
 from nnunetv2_plgcl.semisupervised.targets import foreground_masks, ignore_where
+from nnunetv2_plgcl.separable import multiply_axes
 
 # From a mask and the confidence in it, both (*spatial), the part of the mask that stays.
 Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -131,13 +132,11 @@ def near(mask: Tensor, margin: Sequence[int]) -> Tensor:
     Returns:
         as ``mask``.
     """
-    box = mask.float()
-    for reach in reversed(margin):  # how many are near, one axis after the other
-        place = torch.arange(box.shape[-1], device=box.device)
-        within = (place[:, None] - place).abs() <= reach
-        # each axis moves to the front when done, which restores their order
-        box = (box @ within.to(box.dtype)).movedim(-1, -len(margin))
-    return box > 0
+    boxes = []
+    for length, reach in zip(mask.shape[2:], margin, strict=True):
+        place = torch.arange(length, device=mask.device)
+        boxes.append(((place[:, None] - place).abs() <= reach).float())
+    return multiply_axes(mask.float(), boxes) > 0  # how many are near
 
 
 def _confidences(
