@@ -49,7 +49,7 @@ def test_where_no_component_is_removed_it_is_the_poster(prepared, settings):
     memory = {"memory_length": 64, "memory_draws": 0}
     results = []
     for trainer_class in (nnUNetTrainerPLGCL, nnUNetTrainerPLGCL_poster):
-        given = {**memory, **settings, "warmup_copy_paste": False, "cutmix_probability": 0.0}
+        given = {**memory, **settings, "warmup_copy_paste": False}
         trainer = make_trainer(tiny(trainer_class, 2, 2), prepared, given)
         trainer.run_training()
         assert not (Path(trainer.output_folder) / "pseudo_labels").exists()

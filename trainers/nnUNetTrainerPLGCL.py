@@ -20,16 +20,12 @@ class PLGCLSettings(VolumeSettings, ContrastSettings, MeanTeacherSettings):
     """Those of contrast and mean teacher, and how volumes clean the pseudo-labels."""
 
     earlier: ClassVar[Mapping[str, Any]] = {
-        "cutmix_probability": 0.0,
         "warmup_copy_paste": False,
         "component_filter": "none",
         "memory_length": 4096,
         "memory_draws": 0,
     }
 
-    cutmix_probability: float = setting(
-        0.5, "share of unlabelled patches with a box pasted from another one [UniMatch]", 0, 1
-    )
     warmup_copy_paste: bool = setting(
         True, "in warm-up, a box of another labelled patch lies in each [BCP]"
     )
@@ -51,8 +47,7 @@ class nnUNetTrainerPLGCL(nnUNetTrainerRelabelling, nnUNetTrainerPLGCL_poster):
     pseudo-labels become background. Consistency and contrast learn from what is left. Where the
     foreground of labelled cases is not one component, nothing is removed. Source: the filter is
     ours, with the rule of nnU-Net's postprocessing. The warm-up is BCP's (Bai et al., CVPR 2023): a
-    box of another labelled patch lies in each. Half of the strong views have a box of another
-    unlabelled patch, as in UniMatch (Yang et al., CVPR 2023).
+    box of another labelled patch lies in each.
     """
 
     settings_class = PLGCLSettings

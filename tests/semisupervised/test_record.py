@@ -64,7 +64,6 @@ def test_a_training_from_before_islands_were_removed_goes_on_without(prepared, n
         "component_filter": "none",
         "memory_length": 64,
         "memory_draws": 0,
-        "cutmix_probability": 0.0,
         "warmup_copy_paste": False,
     }
     trainer = make_trainer(TRAINER, prepared, {"memory_length": 64})
