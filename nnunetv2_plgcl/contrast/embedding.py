@@ -181,12 +181,11 @@ class FeatureEmbedder(nn.Module):
 class CropEmbedder(nn.Module):
     """Crop times class mask, encoded again, pooled, then the head (authors' code).
 
-    Arguments and result as in ``Embedder``; ``features`` is not used. On a CPU the crops of valid
-    windows are encoded in one batch, so that absent classes cost nothing; elsewhere all B K N, as
-    their number would make the device wait and the encoder be compiled anew. Where the encoder says
-    by ``strides`` how much it shrinks an image, crops are padded at their far ends with zeros (as
-    masked voxels are) to multiples of that, and so that the last stage has at least two cells,
-    which instance normalisation needs in training (ours).
+    Arguments and result as in ``Embedder``; ``features`` is not used. Every crop is encoded, the
+    invalid too, in one batch of B K N. Where the encoder says by ``strides`` how much it shrinks
+    an image, crops are padded at their far ends with zeros (as masked voxels are) to multiples of
+    that, and so that the last stage has at least two cells, which instance normalisation needs
+    in training (ours).
 
     The encoder stays the network's: parameters and state of this module are those of the head
     alone, and it cannot be deep-copied. The teacher gets its own embedder from its own encoder
@@ -210,23 +209,12 @@ class CropEmbedder(nn.Module):
         confidence: Tensor,
         windows: Windows,
     ) -> Tensor:
-        crops = masked_crops(image, confidence, windows).flatten(0, 2)
-        if crops.device.type == "cpu":
-            # at least one, as an encoder wants a batch
-            encoded = windows.valid.flatten().nonzero()[:, 0] if windows.valid.any() else [0]
-            averages = self._averages(crops[encoded])
-            pooled = averages.new_zeros(len(crops), averages.shape[1])
-            pooled[encoded] = averages
-        else:
-            pooled = self._averages(crops)
-        embeddings: Tensor = self.head(pooled.view(*windows.positive.shape, -1))
-        return embeddings
-
-    def _averages(self, crops: Tensor) -> Tensor:
-        """(M, C, *size) to (M, F)."""
+        crops = masked_crops(image, confidence, windows)
         (encoder,) = self._encoder
-        average: Tensor = encoder(_pad_for(encoder, crops))[-1].flatten(2).mean(2)
-        return average
+        encoded = encoder(_pad_for(encoder, crops.flatten(0, 2)))[-1]
+        pooled = encoded.flatten(2).mean(2).view(*windows.positive.shape, -1)
+        embeddings: Tensor = self.head(pooled)
+        return embeddings
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         raise TypeError(
