@@ -191,7 +191,7 @@ def _per_axis(value: Sequence[int] | int, name: str, axes: int) -> tuple[int, ..
 
 def _inside(length: int, edge: int, step: int, like: Tensor) -> Tensor:
     """(length, boxes): 1 for each voxel of an axis that lies in the box [n step, n step + edge)."""
-    start = torch.arange(0, length - edge + 1, step, device=like.device)
+    start = _starts(length, edge, step, like.device)
     offset = torch.arange(length, device=like.device)[:, None] - start
     return ((offset >= 0) & (offset < edge)).to(like.dtype)
 
@@ -200,10 +200,15 @@ def _grid(
     image: Sequence[int], size: Sequence[int], stride: Sequence[int], device: torch.device
 ) -> Tensor:
     axes = [
-        torch.arange(0, length - edge + 1, step, device=device)
+        _starts(length, edge, step, device)
         for length, edge, step in zip(image, size, stride, strict=True)
     ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+
+
+def _starts(length: int, edge: int, step: int, device: torch.device) -> Tensor:
+    """First voxels of the boxes along an axis."""
+    return torch.arange(0, length - edge + 1, step, device=device)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
