@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from importlib.metadata import entry_points, metadata
 from pathlib import Path
 
+import pandas
 import pytest
 from conftest import TINY, Prepared
 
@@ -233,3 +234,36 @@ def test_settings_page_is_what_the_settings_say():
     script = runpy.run_path(str(SCRIPTS / "document_settings.py"))
     page = (CHECKOUT / "docs" / "settings.md").read_text()
     assert page == script["written"](page), "python scripts/document_settings.py"
+
+
+def test_tables_of_results_are_those_of_the_rows():
+    script = runpy.run_path(str(SCRIPTS / "document_results.py"))
+    page = (CHECKOUT / "docs" / "results.md").read_text()
+    assert page == script["written"](page, script["read_rows"]()), "scripts/document_results.py"
+    # the best overlap of the first table, by a reader that shares nothing with the script
+    rows = pandas.read_csv(CHECKOUT / "docs" / "scores" / "benchmark.csv")
+    of_table = "dataset == 'acdc' and split == 'val' and settings == '{}' and labelled == 3"
+    means = 100 * rows.query(of_table).groupby("trainer")["DSC"].mean()
+    best = re.search(r"^\| 3 \| `(\w+)` \| \d \| \*\*([\d.]+)", page, re.MULTILINE)
+    assert best[1] == means.idxmax() and float(best[2]) == pytest.approx(means.max(), abs=0.006)
+    # a training that was repeated takes the place of its row, any other is added
+    first, *others = script["read_rows"]()
+    again, new = {**first, "DSC": "0.5"}, {**first, "seed": "9"}
+    merged = script["merged"]([first, *others], [again, new])
+    assert sorted(map(str, merged)) == sorted(map(str, [again, new, *others]))
+
+
+def test_the_readme_has_the_figures_of_results():
+    """Every row of its table, number by number."""
+    line = re.compile(r"^\|([^|]*)\| `(\w+)` \|(.*)\|$", re.MULTILINE)
+    of_results, labelled, found = {}, "", 0
+    for number, trainer, cells in line.findall((CHECKOUT / "docs" / "results.md").read_text()):
+        if number.strip().isdecimal():
+            figures = set(re.findall(r"\d+\.\d\d", cells))
+            of_results.setdefault((number.strip(), trainer), figures)
+    for number, trainer, cells in line.findall((CHECKOUT / "README.md").read_text()):
+        labelled = number.split()[0] if number.strip() else labelled
+        figures = set(re.findall(r"\d+\.\d\d", cells))
+        assert figures <= of_results[labelled, trainer], (labelled, trainer)
+        found += bool(figures)
+    assert found >= 4
