@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from nnunetv2_plgcl.contrast.embedding import FeatureEmbedder, ProjectionHead
-from nnunetv2_plgcl.contrast.guidance import EntropyGuide
+from nnunetv2_plgcl.contrast.guidance import EntropyGuide, draw_classes, of_classes
 from nnunetv2_plgcl.contrast.loss import sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.contrast.patches import window_statistics
+from nnunetv2_plgcl.contrast.trainer import nnUNetTrainerContrast
 
 WARM_UP, STEPS, DRAWS, CHANNELS = 2, 9, 256, 64
 
@@ -66,18 +67,21 @@ def contrast(size: Size) -> tuple[Callable[[], Tensor], list[ClassMemory]]:
     keys = torch.randn(size.images, CHANNELS, *cells)
     embed, teacher = (FeatureEmbedder(ProjectionHead(CHANNELS)) for _ in range(2))
     memories = [ClassMemory(size.classes, size.memory) for _ in range(2)]
-    per_map = math.ceil(size.anchors / (size.images * size.classes))
+    contrasted = min(size.classes, nnUNetTrainerContrast.most_classes or size.classes)
+    per_map = math.ceil(size.anchors / (size.images * contrasted))
     guide = EntropyGuide(balanced=True)
 
     def step() -> Tensor:
         edges = [max(16, edge // 4) for edge in size.patch]
-        windows = guide(window_statistics(confidence, edges), 2 * per_map)
-        anchors = embed(image, [features], confidence, windows)
+        classes = draw_classes(confidence, nnUNetTrainerContrast.most_classes)
+        maps = of_classes(classes, confidence)
+        windows = guide(window_statistics(maps, edges), 2 * per_map)
+        anchors = embed(image, [features], maps, windows)
         with torch.no_grad():
-            embedded = teacher(image, [keys], confidence, windows)
+            embedded = teacher(image, [keys], maps, windows)
         for memory, side in zip(memories, (windows.positive, ~windows.positive), strict=True):
-            memory.enqueue(embedded, windows.valid & side)
-        positives, negatives = (memory.recall(DRAWS) for memory in memories)
+            memory.enqueue(embedded, windows.valid & side, classes)
+        positives, negatives = (memory.recall(DRAWS, classes=classes) for memory in memories)
         return sampled_info_nce(
             anchors, windows.valid & windows.positive, positives.entries, positives.filled,
             negatives.entries, negatives.filled, 0.2, negatives.weight, size.images * per_map,

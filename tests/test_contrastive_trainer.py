@@ -1,7 +1,6 @@
 """Every choice of the contrastive part as the trainer runs it, on real MRI."""
 
 import inspect
-import itertools
 import math
 import shutil
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import torch
 from conftest import TINY
 from training import assert_equal_to_the_bit, make_trainer, tiny
 
+from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.contrast.trainer import nnUNetTrainerContrast
 from nnunetv2_plgcl.semisupervised import log as series
 from nnunetv2_plgcl.trainers import trainer_classes
@@ -155,18 +155,45 @@ def test_with_balanced_sides_every_class_in_the_image_has_its_anchors(prepared, 
 
 
 @pytest.mark.parametrize(
-    ("guide", "embedding", "expectation"),
-    itertools.product(
-        ["entropy", "lowest_entropy", "confidence", "cosine"],
-        ["feature", "crop"],
-        ["sampled", "closed_form"],
-    ),
+    ("guide", "embedding", "expectation", "most_classes"),
+    [
+        (guide, embedding, expectation, 2 if (number + (embedding == "crop")) % 2 else None)
+        for number, guide in enumerate(["entropy", "lowest_entropy", "confidence", "cosine"])
+        for embedding in ("feature", "crop")
+        for expectation in ("sampled", "closed_form")
+    ],
 )
-def test_choices_combine(prepared, guide, embedding, expectation):
+def test_choices_combine(prepared, guide, embedding, expectation, most_classes):
     settings = {"guide": guide, "embedding": embedding, "expectation": expectation}
-    log = train(make_trainer(tiny(nnUNetTrainerPLGCL_poster, 2, 2), prepared, settings))
+    trainer_class = tiny(nnUNetTrainerPLGCL_poster, 2, 2)
+    trainer_class.most_classes = most_classes
+    log = train(make_trainer(trainer_class, prepared, settings))
     assert log["loss_contrastive"][-1] > 0
     assert all(sum(counts) > 0 for counts in log[series.PATCHES])
+
+
+def test_a_step_of_some_classes_is_that_of_data_with_these_classes_alone(prepared):
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL_poster, 2, 2), prepared, {"memory_draws": 16})
+    trainer.initialize()
+    torch.manual_seed(0)
+    images = torch.randn(2, 1, 24, 24)
+    confidence = torch.randn(2, 3, 6, 6).softmax(1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    confidence[:, 1] = 0.0  # nowhere: the other two are drawn
+    features = [torch.randn(2, trainer.student_features.num_channels, 6, 6)]
+    seen, memories = (images, features), ("positives", "negatives")
+    losses, counts = [], []
+    for maps, most in ((confidence, 2), (confidence[:, ::2], None)):
+        trainer.most_classes = most
+        for name in memories:
+            setattr(trainer, name, ClassMemory(maps.shape[1], 64))
+        trainer.window_generator.manual_seed(0)
+        if most is None:
+            torch.rand(3, generator=trainer.window_generator)  # what drawing the classes takes
+        windows = trainer.draw_windows(seen, maps)
+        losses.append(trainer.contrastive_loss(seen, seen, maps, windows))
+        counts.append(trainer.patches_per_class(windows).tolist())
+    assert counts[0][:3] == [counts[1][0], 0, counts[1][1]] and min(counts[1]) > 0
+    assert losses[0] > 0 and torch.equal(*losses)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training import make_trainer, tiny
 
 from nnunetv2_plgcl.contrast.embedding import FeatureEmbedder, ProjectionHead
-from nnunetv2_plgcl.contrast.guidance import EntropyGuide
+from nnunetv2_plgcl.contrast.guidance import EntropyGuide, draw_classes, of_classes
 from nnunetv2_plgcl.contrast.loss import sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.contrast.patches import window_statistics
@@ -93,20 +93,22 @@ def test_a_step_makes_the_passes_it_needs_and_little_else(prepared, scripts):
     assert operations - its_operations < 480
 
 
-def _contrast(classes: int, anchors: int, length: int, edge: int, axes: int = 2):
+def _contrast(classes: int, anchors: int, length: int, edge: int, most_classes: int | None = None):
     torch.manual_seed(0)
-    image = torch.randn(2, 1, *[edge] * axes)
-    features = torch.randn(2, 8, *[edge // 4] * axes, requires_grad=True)
-    confidence = torch.randn(2, classes, *[edge] * axes).softmax(1)
+    image = torch.randn(2, 1, edge, edge)
+    features = torch.randn(2, 8, edge // 4, edge // 4, requires_grad=True)
+    confidence = torch.randn(2, classes, edge, edge).softmax(1)
     embed = FeatureEmbedder(ProjectionHead(8, 16))
     memories = [ClassMemory(classes, length, 16) for _ in range(2)]
 
     def step() -> None:
-        windows = EntropyGuide(balanced=True)(window_statistics(confidence, edge // 4), 2 * anchors)
-        embedded = embed(image, [features], confidence, windows)
+        drawn = draw_classes(confidence, most_classes)
+        maps = of_classes(drawn, confidence)
+        windows = EntropyGuide(balanced=True)(window_statistics(maps, edge // 4), 2 * anchors)
+        embedded = embed(image, [features], maps, windows)
         for memory, side in zip(memories, (windows.positive, ~windows.positive), strict=True):
-            memory.enqueue(embedded.detach(), windows.valid & side)
-        positives, negatives = (memory.recall(32) for memory in memories)
+            memory.enqueue(embedded.detach(), windows.valid & side, drawn)
+        positives, negatives = (memory.recall(32, classes=drawn) for memory in memories)
         sampled_info_nce(
             embedded, windows.valid & windows.positive, positives.entries, positives.filled,
             negatives.entries, negatives.filled, 0.2, negatives.weight, 2 * anchors,
@@ -132,6 +134,12 @@ def test_the_cost_of_contrast_grows_no_faster_than_what_it_depends_on(grows, fac
     more_flops, more_operations = _cost(_contrast(**{**BASE, **grows}))
     assert more_flops <= 1.01 * most * flops
     assert more_operations == operations
+
+
+def test_a_step_contrasts_as_many_classes_at_most_whatever_the_dataset_has():
+    flops, operations = _cost(_contrast(**{**BASE, "classes": 16}, most_classes=8))
+    more = _cost(_contrast(**{**BASE, "classes": 100}, most_classes=8))
+    assert more == (flops, operations)
 
 
 def test_the_benchmark_of_a_step_writes_its_ratios(prepared, scripts, tmp_path, monkeypatch):

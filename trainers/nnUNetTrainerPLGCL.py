@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nnunetv2_plgcl.contrast.trainer import ContrastSettings
+from nnunetv2_plgcl.contrast.trainer import ContrastSettings, nnUNetTrainerContrast
 from nnunetv2_plgcl.semisupervised.components import near
 from nnunetv2_plgcl.semisupervised.mixing import copy_paste
 from nnunetv2_plgcl.semisupervised.relabelling import VolumeSettings, nnUNetTrainerRelabelling
@@ -53,6 +53,7 @@ class nnUNetTrainerPLGCL(nnUNetTrainerRelabelling, nnUNetTrainerPLGCL_poster):
 
     settings_class = PLGCLSettings
     config: PLGCLSettings
+    most_classes = nnUNetTrainerContrast.most_classes
 
     def labelled_batch(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
         """As the parent's; in warm-up with a box of another patch in each."""

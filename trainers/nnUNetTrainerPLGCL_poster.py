@@ -35,6 +35,7 @@ class nnUNetTrainerPLGCL_poster(nnUNetTrainerContrast, nnUNetTrainerMeanTeacher)
 
     settings_class = PosterSettings
     config: PosterSettings
+    most_classes = None
 
     def train_step(self, batch: dict) -> dict:
         images, target = self.labelled_batch(batch)
@@ -69,7 +70,7 @@ class nnUNetTrainerPLGCL_poster(nnUNetTrainerContrast, nnUNetTrainerMeanTeacher)
             loss_supervised=supervised,
             loss_consistency=consistency,
             loss_contrastive=contrastive,
-            patches_per_class=windows.count(),
+            patches_per_class=self.patches_per_class(windows),
         )
 
     def pseudo_label_of(self, unlabelled: UnlabelledBatch) -> Tensor:

@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch import distributed as dist
 
-from nnunetv2_plgcl.contrast.patches import Windows, WindowStatistics
+from nnunetv2_plgcl.contrast.patches import MASK_THRESHOLD, Windows, WindowStatistics
 
 # No window is impossible to draw (entropy-driven sampler beside the authors' code).
 SMALLEST_WEIGHT = 1e-3
@@ -204,6 +205,39 @@ GUIDES: dict[str, type[Guide]] = {
     "confidence": ConfidenceGuide,
     "cosine": CosineGuide,
 }
+
+
+@torch.no_grad()
+def draw_classes(
+    confidence: Tensor, number: int | None, generator: torch.Generator | None = None
+) -> Tensor | None:
+    """The classes of a step, so that it costs no more with a hundred than with ``number``: those
+    that some patch shows, drawn where there are more. Source: ours.
+
+    Shapes do not depend on data: where fewer are shown, others fill up. Under distributed training
+    all ranks draw alike, from what any of their patches shows.
+
+    Args:
+        confidence: (B, K, *spatial), class probabilities.
+        number: of classes; None for all.
+        generator: source of randomness, on the device of the maps.
+
+    Returns:
+        (number,) long, ascending; None where that is all of them.
+    """
+    if number is None or number >= confidence.shape[1]:
+        return None
+    shown = confidence.amax((0, *range(2, confidence.ndim))) >= MASK_THRESHOLD
+    rank = torch.rand(len(shown), device=shown.device, generator=generator) + shown
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(rank, dist.ReduceOp.MAX)
+    return rank.topk(number).indices.sort().values
+
+
+def of_classes(classes: Tensor | None, every_class: Tensor, axis: int = 1) -> Tensor:
+    """What belongs to drawn classes, of confidence maps (B, K, *spatial) or of anything else with
+    classes along an axis; all of it for None."""
+    return every_class if classes is None else every_class.index_select(axis, classes)
 
 
 def _draw_by_weight(

@@ -80,7 +80,7 @@ class ClassMemory(nn.Module):
         self.arrived: Tensor
 
     @torch.no_grad()
-    def enqueue(self, embeddings: Tensor, keep: Tensor) -> None:
+    def enqueue(self, embeddings: Tensor, keep: Tensor, classes: Tensor | None = None) -> None:
         """Append embeddings in the order (rank, b, n); the oldest of a full class make way.
 
         Of more than ``length`` at once the newest stay. Embeddings that are not finite are
@@ -93,15 +93,18 @@ class ClassMemory(nn.Module):
         Args:
             embeddings: (B, K, N, E). All ranks must call together; B and N may differ.
             keep: (B, K, N) bool, false for what is not to be remembered.
+            classes: which classes of the memory these K are, (K,) long, alike on all ranks; None
+                for all.
 
         Raises:
             ValueError: shapes that do not fit the memory or one another.
         """
-        classes, length, dim = self._shape
+        of_all, length, dim = self._shape
+        number = of_all if classes is None else len(classes)
         shape = tuple(embeddings.shape)
-        if len(shape) != 4 or shape[1::2] != (classes, dim) or tuple(keep.shape) != shape[:3]:
+        if len(shape) != 4 or shape[1::2] != (number, dim) or tuple(keep.shape) != shape[:3]:
             raise ValueError(
-                f"Expected embeddings (B, {classes}, N, {dim}) and keep (B, {classes}, N), got "
+                f"Expected embeddings (B, {number}, N, {dim}) and keep (B, {number}, N), got "
                 f"{shape} and {tuple(keep.shape)}."
             )
         new = embeddings.to(self.rows.dtype).transpose(0, 1).flatten(1, 2)
@@ -113,10 +116,11 @@ class ClassMemory(nn.Module):
         arrival = keep.cumsum(1)
         total = keep.sum(1, keepdim=True)
         keep = keep & (arrival > total - length)
-        first = torch.arange(classes, device=keep.device)[:, None] * length
-        slot = first + (self.arrived[:, None] + arrival - 1) % length
-        self.rows[torch.where(keep, slot, classes * length)] = torch.where(keep[..., None], new, 0)
-        self.arrived += total[:, 0]
+        if classes is None:
+            classes = torch.arange(of_all, device=keep.device)
+        slot = classes[:, None] * length + (self.arrived[classes, None] + arrival - 1) % length
+        self.rows[torch.where(keep, slot, of_all * length)] = torch.where(keep[..., None], new, 0)
+        self.arrived.index_add_(0, classes, total[:, 0])
 
     def entries(self) -> Tensor:
         """(K, length, E), a view of the memory in no particular order, zero where not filled."""
@@ -128,7 +132,10 @@ class ClassMemory(nn.Module):
         return torch.arange(length, device=self.arrived.device) < self.arrived[:, None]
 
     def recall(
-        self, number: int | None = None, generator: torch.Generator | None = None
+        self,
+        number: int | None = None,
+        generator: torch.Generator | None = None,
+        classes: Tensor | None = None,
     ) -> Remembered:
         """All entries, or ``number`` of each class drawn at random.
 
@@ -140,18 +147,22 @@ class ClassMemory(nn.Module):
         Args:
             number: M; from ``length`` on, and for None, all entries are given as they lie.
             generator: source of randomness, on the memory's device.
+            classes: (K,) long, which of the memory's; None for all.
         """
-        classes, length, _ = self._shape
+        of_all, length, _ = self._shape
         if number is None or number >= length:
-            return Remembered(self.entries(), self.filled())
+            every = self.entries(), self.filled()
+            return Remembered(*(x if classes is None else x[classes] for x in every))
         device = self.arrived.device
-        held = self.arrived.clamp(max=length)[:, None]
+        if classes is None:
+            classes = torch.arange(of_all, device=device)
+        held = self.arrived[classes, None].clamp(max=length)
         place = torch.arange(number, device=device) + torch.rand(
-            classes, number, device=device, generator=generator
+            len(classes), number, device=device, generator=generator
         )
         # rounding up must not reach beyond the last
         index = (place * (held / number)).long().minimum((held - 1).clamp(min=0))
-        index = index + torch.arange(classes, device=device)[:, None] * length
+        index = index + classes[:, None] * length
         return Remembered(
             self.rows.index_select(0, index.flatten()).unflatten(0, index.shape),
             (held > 0).expand(-1, number),

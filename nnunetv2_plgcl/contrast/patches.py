@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,19 +56,21 @@ class Windows:
         valid: (B, K, N) bool, false where the class mask of that side is empty in the window, so
             that there is nothing to embed, and where there were fewer candidates than N.
         size: edge lengths (D,) in voxels.
+        classes: (K,) long, which of a larger number of classes these are; None for all.
     """
 
     start: Tensor
     positive: Tensor
     valid: Tensor
     size: tuple[int, ...]
+    classes: Tensor | None = None
 
     def first(self, number: int) -> Windows:
         """The first windows of each image and class."""
         start, positive, valid = (
             of_all[:, :, :number] for of_all in (self.start, self.positive, self.valid)
         )
-        return Windows(start, positive, valid, self.size)
+        return replace(self, start=start, positive=positive, valid=valid)
 
     def count(self) -> Tensor:
         """(K,) long: valid positive windows per class, summed over the batch."""

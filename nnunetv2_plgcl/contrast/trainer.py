@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,12 @@ from nnunetv2_plgcl.contrast.embedding import (
     FeatureEmbedder,
     ProjectionHead,
 )
-from nnunetv2_plgcl.contrast.guidance import GUIDES, cosine_similarity
+from nnunetv2_plgcl.contrast.guidance import (
+    GUIDES,
+    cosine_similarity,
+    draw_classes,
+    of_classes,
+)
 from nnunetv2_plgcl.contrast.loss import closed_form_info_nce, sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.contrast.patches import Windows, every_window, window_statistics
@@ -113,6 +118,7 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
 
     settings_class = ContrastSettings
     config: ContrastSettings
+    most_classes: int | None = 8  # of a step, see draw_classes; None for all
 
     def initialize(self) -> None:
         super().initialize()
@@ -198,17 +204,21 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
             teacher: images (B, C, *spatial) and the teacher's features.
             confidence: (B, K, *spatial).
         """
+        classes = draw_classes(confidence, self.most_classes, self.window_generator)
+        confidence = of_classes(classes, confidence)
         size = self.window_size(confidence.shape[2:])
         per_map = self._per_map(confidence)
         if not self.guide.needs_similarity:
             sides = 2 if self.guide.two_sided and self.config.balanced_sides else 1
             statistics = window_statistics(confidence, size)
-            return self.guide(statistics, sides * per_map, generator=self.window_generator)
+            windows = self.guide(statistics, sides * per_map, generator=self.window_generator)
+            return replace(windows, classes=classes)
         statistics = window_statistics(confidence, size, stride=size)
         with torch.no_grad():
             embeddings = self.teacher_embed(*teacher, confidence, every_window(statistics))
-        similarity = cosine_similarity(embeddings, self.positives.mean())
-        return self.guide(statistics, per_map, similarity, self.window_generator)
+        similarity = cosine_similarity(embeddings, of_classes(classes, self.positives.mean(), 0))
+        windows = self.guide(statistics, per_map, similarity, self.window_generator)
+        return replace(windows, classes=classes)
 
     def contrastive_loss(
         self, student: Seen, teacher: Seen, confidence: Tensor, windows: Windows
@@ -221,6 +231,7 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
             confidence: (B, K, *spatial).
             windows: drawn from it.
         """
+        confidence = of_classes(windows.classes, confidence)
         of_anchors = self.windows_of_anchors(windows)
         anchors = self.embed(*student, confidence, of_anchors)
         with torch.no_grad():
@@ -238,30 +249,40 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         images, classes = of_maps.shape[:2]
         return math.ceil(self.config.anchors / (images * classes))
 
+    def patches_per_class(self, windows: Windows) -> Tensor:
+        """(K,) valid positive windows of every class, 0 of those that the step left out."""
+        number = windows.count()
+        if windows.classes is None:
+            return number
+        of_all = number.new_zeros(self.label_manager.num_segmentation_heads)
+        return of_all.index_copy(0, windows.classes, number)
+
     def remember(self, keys: Tensor, windows: Windows) -> None:
         """Put the teacher's embeddings (B, K, N, E) of the windows into the memory."""
-        self.positives.enqueue(keys, windows.valid & windows.positive)
+        self.positives.enqueue(keys, windows.valid & windows.positive, windows.classes)
         if self.guide.two_sided and self.config.expectation == "sampled":
-            self.negatives.enqueue(keys, windows.valid & ~windows.positive)
+            self.negatives.enqueue(keys, windows.valid & ~windows.positive, windows.classes)
 
     def info_nce(self, anchors: Tensor, windows: Windows) -> Tensor:
         """Loss of the student's embeddings (B, K, N, E) of the windows against the memory."""
         is_anchor = windows.valid & windows.positive
-        config = self.config
+        classes, config = windows.classes, self.config
         if config.expectation == "closed_form":
+            mean, covariance = self.positives.moments()
             return closed_form_info_nce(
                 anchors,
                 is_anchor,
-                *self.positives.moments(),
-                self.positives.filled().any(1),
+                of_classes(classes, mean, 0),
+                of_classes(classes, covariance, 0),
+                of_classes(classes, self.positives.filled().any(1), 0),
                 config.temperature,
                 config.covariance_scale * self.training_progress,
                 config.negatives_per_class * (anchors.shape[1] - 1),
             )
         draws = config.memory_draws or None
-        positives = self.positives.recall(draws, self.window_generator)
+        positives = self.positives.recall(draws, self.window_generator, classes)
         if self.guide.two_sided:
-            negatives = self.negatives.recall(draws, self.window_generator)
+            negatives = self.negatives.recall(draws, self.window_generator, classes)
         else:
             negatives = positives.of_other_classes()
         return sampled_info_nce(

@@ -94,7 +94,7 @@ DATASETS = {
     ),
     "liver": BenchDataset(
         "Dataset003_Liver", r"liver\d+", "2d",
-        {"2d_small": CpuConfiguration((2.5, 2.5), (80, 80), 8, 4, 2, 600)},
+        {"2d_small": CpuConfiguration((2.5, 2.5), (80, 80), 8, 4, 2, 1500)},
     ),
     "glas": BenchDataset(
         "Dataset120_GlaS", r".+", "2d",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunetv2_plgcl.contrast.guidance import of_classes
 from nnunetv2_plgcl.contrast.patches import window_statistics
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import nnUNetTrainerPLGCL_poster
 
@@ -36,6 +37,7 @@ def _parts_of_contrast(trainer: nnUNetTrainerPLGCL_poster) -> dict[str, Callable
         student = seen, [one.detach().requires_grad_() for one in maps]
         teacher = trainer.seen_by_teacher(images, weak, mix)
         windows = trainer.draw_windows(teacher, confidence)
+        confidence = of_classes(windows.classes, confidence)
         with torch.no_grad():
             keys = trainer.teacher_embed(*teacher, confidence, windows)
         drawn = trainer.windows_of_anchors(windows)

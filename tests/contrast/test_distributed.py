@@ -20,7 +20,7 @@ from nnunetv2_plgcl.contrast.embedding import (
     FeatureEmbedder,
     ProjectionHead,
 )
-from nnunetv2_plgcl.contrast.guidance import EntropyGuide
+from nnunetv2_plgcl.contrast.guidance import EntropyGuide, draw_classes
 from nnunetv2_plgcl.contrast.loss import sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.contrast.patches import Windows, window_statistics
@@ -102,7 +102,11 @@ def _everything(rank: int, ranks: int, result: Any) -> None:
             gradients[architecture, kind, compiled] = [
                 p.grad.numpy() for m in (network, embedder) for p in m.parameters()
             ]
+    shown = torch.zeros(1, 9, 4, 4)
+    shown[0, rank::3] = 1.0  # three classes, others on each rank
+    classes = draw_classes(shown, 4, torch.Generator().manual_seed(rank))
     result[rank] = {
+        "classes": classes.tolist(),
         "entries": memory.entries().numpy(),
         "filled": memory.filled().numpy(),
         "gradients": gradients,
@@ -124,6 +128,13 @@ def test_every_rank_remembers_all_ranks_in_their_order(outcome):
             assert sorted(seen["entries"][k][seen["filled"][k]].tolist()) == sorted(
                 map(list, queue)
             )
+
+
+def test_every_rank_draws_the_same_classes_of_what_any_shows(outcome):
+    shown = {k for rank in range(len(outcome)) for k in range(rank, 9, 3)}
+    for seen in outcome:
+        assert seen["classes"] == outcome[0]["classes"] and len(seen["classes"]) == 4
+        assert len(shown & set(seen["classes"])) == min(4, len(shown))
 
 
 @pytest.mark.parametrize(("architecture", "kind"), SETTINGS)

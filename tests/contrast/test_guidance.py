@@ -14,6 +14,8 @@ from nnunetv2_plgcl.contrast.guidance import (
     EntropyGuide,
     LowestEntropyGuide,
     cosine_similarity,
+    draw_classes,
+    of_classes,
 )
 from nnunetv2_plgcl.contrast.patches import Windows, WindowStatistics, window_statistics
 from tests.oracles import contrast as oracle
@@ -310,3 +312,32 @@ def test_permuting_classes_permutes_what_can_be_drawn(name):
 def test_less_than_one_window_is_refused(name):
     with pytest.raises(ValueError, match=r"num must be at least 1.*got 0"):
         _call(name, window_statistics(torch.rand(1, 1, 8, 8), 4), 0)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_classes_that_a_patch_shows_are_drawn_before_others_and_each_as_often(axes):
+    confidence = torch.full((2, 7, *[6] * axes), 0.1)
+    for image, k in ((0, 1), (1, 3), (0, 4), (1, 4), (1, 6)):
+        confidence[(image, k, *[image + 2] * axes)] = 0.6
+    generator = _generator()
+    seen: Counter[int] = Counter()
+    for _ in range(3000):
+        classes = draw_classes(confidence, 2, generator)
+        assert classes.tolist() == sorted(set(classes.tolist())) and len(classes) == 2
+        seen.update(classes.tolist())
+    assert set(seen) == {1, 3, 4, 6}
+    assert all(abs(number - 1500) < 5 * 1500**0.5 for number in seen.values())
+    more = draw_classes(confidence, 6, generator)  # than are shown
+    assert {1, 3, 4, 6} < set(more.tolist()) and len(more) == 6
+    assert torch.equal(of_classes(more, confidence), confidence[:, more])
+    assert torch.equal(of_classes(more, torch.arange(7), 0), more)
+
+
+def test_nothing_is_drawn_where_every_class_has_its_place():
+    confidence = torch.rand(1, 3, 4, 4)
+    generator = _generator()
+    before = generator.get_state()
+    for number in (3, 8, None):
+        assert draw_classes(confidence, number, generator) is None
+    assert of_classes(None, confidence) is confidence
+    assert torch.equal(generator.get_state(), before)

@@ -196,6 +196,26 @@ def test_a_draw_from_the_other_classes_keeps_what_each_entry_stands_for():
     torch.testing.assert_close(counts, torch.tensor([50.0, 87.0, 37.0]))
 
 
+def test_some_classes_are_remembered_and_recalled_as_if_alone():
+    memory, reference = ClassMemory(4, 5, 2), oracle.DequeMemory(4, 5)
+    for step, classes in enumerate(([0, 2], [1, 2], [3], [0, 1, 2, 3], [2, 3])):
+        keep = torch.rand(3, len(classes), 2, generator=torch.Generator().manual_seed(step)) < 0.7
+        embeddings = _numbered(3, len(classes), 2, 2, start=1 + 50 * step)
+        memory.enqueue(embeddings, keep, torch.tensor(classes))
+        everywhere = torch.zeros(3, 4, 2, dtype=torch.bool)
+        everywhere[:, classes] = keep
+        numbers = torch.zeros(3, 4, 2, 2)
+        numbers[:, classes] = embeddings
+        reference.enqueue(numbers, everywhere)
+        assert _held(memory) == [sorted(queue) for queue in reference.queues]
+    some = torch.tensor([1, 3])
+    assert torch.equal(memory.recall(None, classes=some).entries, memory.entries()[some])
+    drawn = memory.recall(3, classes=some)
+    for entries, k in zip(drawn.entries, some, strict=True):
+        assert {tuple(row) for row in entries.tolist()} <= set(reference.queues[k])
+    assert torch.equal(drawn.weight[:, 0], memory.filled()[some].sum(1) / 3)
+
+
 @pytest.mark.parametrize(
     ("embeddings", "keep"),
     [((2, 3, 4, 5), (2, 3, 4)), ((2, 2, 4, 6), (2, 2, 4)), ((2, 2, 4, 5), (2, 4, 2))],

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from nnunetv2_plgcl.contrast.embedding import CropEmbedder, FeatureEmbedder, ProjectionHead
-from nnunetv2_plgcl.contrast.guidance import GUIDES
+from nnunetv2_plgcl.contrast.guidance import GUIDES, draw_classes, of_classes
 from nnunetv2_plgcl.contrast.loss import closed_form_info_nce, sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.contrast.patches import window_statistics
@@ -18,6 +18,8 @@ def _step(guide_name: str, axes: int, device: str) -> Tensor:
     image = torch.randn(2, 1, *[16] * axes, device=device)
     features = torch.randn(2, 4, *[4] * axes, device=device)
     confidence = torch.randn(2, 3, *[16] * axes, device=device).softmax(1)
+    classes = draw_classes(confidence, 2)
+    confidence = of_classes(classes, confidence)
     statistics = window_statistics(confidence, 6)
     windows = GUIDES[guide_name]()(statistics, 4, similarity=statistics.confidence)
     windows.count()
@@ -31,17 +33,23 @@ def _step(guide_name: str, axes: int, device: str) -> Tensor:
     total = torch.zeros((), device=device)
     for embedder in (FeatureEmbedder(head), CropEmbedder(encoder, head)):
         anchors = embedder(image, [features], confidence, windows)
-        memory.enqueue(anchors, windows.valid)
-        valid, filled = windows.valid & windows.positive, memory.filled()
+        memory.enqueue(anchors, windows.valid, classes)
+        valid, filled = windows.valid & windows.positive, of_classes(classes, memory.filled(), 0)
         for number in (None, 16):
-            positives = memory.recall(number)
+            positives = memory.recall(number, classes=classes)
             negatives = positives.of_other_classes()
             total = total + sampled_info_nce(
                 anchors, valid, positives.entries.clone(), filled[:, :number],
                 negatives.entries.clone(), negatives.filled, 0.2, negatives.weight, 6,
             )  # fmt: skip
         total = total + closed_form_info_nce(
-            anchors, valid, *memory.moments(), filled.any(1), 0.2, 4.0, 8.0
+            anchors,
+            valid,
+            *(of_classes(classes, moment, 0) for moment in memory.moments()),
+            filled.any(1),
+            0.2,
+            4.0,
+            8.0,
         )
     total.backward()
     return total
