@@ -228,10 +228,13 @@ def draw_classes(
     if number is None or number >= confidence.shape[1]:
         return None
     shown = confidence.amax((0, *range(2, confidence.ndim))) >= MASK_THRESHOLD
-    rank = torch.rand(len(shown), device=shown.device, generator=generator) + shown
+    noise = torch.rand(len(shown), device=shown.device, generator=generator)
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(rank, dist.ReduceOp.MAX)
-    return rank.topk(number).indices.sort().values
+        # the noise of the first rank, and what is shown to any
+        both = torch.stack((noise * (dist.get_rank() == 0), shown.to(noise)))
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+        noise, shown = both
+    return (noise + shown).topk(number).indices.sort().values
 
 
 def of_classes(classes: Tensor | None, every_class: Tensor, axis: int = 1) -> Tensor:

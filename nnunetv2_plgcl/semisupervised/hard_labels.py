@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from nnunetv2_plgcl.semisupervised.losses import loss_with_ignore_label
-from nnunetv2_plgcl.semisupervised.targets import at_every_resolution, hard_target, join_targets
+from nnunetv2_plgcl.semisupervised.targets import (
+    at_every_resolution,
+    class_probabilities,
+    hard_target,
+    join_targets,
+)
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 
 
@@ -20,6 +25,17 @@ class nnUNetTrainerHardPseudoLabels(nnUNetTrainerSemiSupervised):
     def hard_target(self, probabilities: Tensor, threshold: float = 0.0) -> Tensor:
         """See ``targets.hard_target``: decisions, ignored where less sure than ``threshold``."""
         return hard_target(probabilities, self.exclusive, threshold)
+
+    def own_prediction(self, weak: Tensor) -> Tensor:
+        """The student's probabilities (B, K, *spatial) of the weak view, without gradient."""
+        if len(weak) == 0:
+            return self.pseudo_label(weak)
+        with torch.no_grad():
+            probabilities = class_probabilities(self.student_logits(weak)[0], self.exclusive)
+        # The next pass must not use this one's half precision weights, which have no gradient
+        # (PyTorch issue 112583).
+        torch.clear_autocast_cache()
+        return probabilities
 
     def at_every_resolution(self, target: Tensor) -> list[Tensor]:
         """The target (B, C, *spatial) at each resolution of deep supervision, the finest first."""

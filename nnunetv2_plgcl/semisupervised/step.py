@@ -97,7 +97,9 @@ class SemiSupervisedStep(nnUNetTrainer):
 
     # ---- stages ------------------------------------------------------------------------------
 
-    strong_views: int = 1  # of each unlabelled patch
+    # Of each unlabelled patch. Without any, the student itself sees the weak view, which then has
+    # nnU-Net's whole augmentation, as labelled patches have.
+    strong_views: int = 1
 
     @property
     def is_warmup(self) -> bool:

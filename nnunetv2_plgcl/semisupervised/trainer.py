@@ -261,7 +261,7 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
         config = self.config
         cutout = config.cutout_probability if isinstance(config, StrongViewSettings) else 0
         views = WeakStrongViews(
-            geometry_of(transforms),
+            geometry_of(transforms) if self.strong_views else transforms,
             strong_intensity(patch_size, cutout),
             [channel for channel, masked in enumerate(use_mask_for_norm) if masked],
             self.strong_views,

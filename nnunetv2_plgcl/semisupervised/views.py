@@ -37,11 +37,11 @@ class WeakStrongViews(BasicTransform):
     there is one of them.
 
     Args:
-        geometry: what both views share (crop, rotation, scaling, mirroring).
+        geometry: what all views share (crop, rotation, scaling, mirroring).
         intensity: what only the strong view gets; must not move voxels.
         masked_channels: channels normalised inside a non-zero mask. Where their weak view is
             exactly 0, outside that mask, the strong view stays 0, as in nnU-Net.
-        strong_views: how many.
+        strong_views: how many; 0 for the weak view alone.
         image_channels: the first ones, whose intensities change; None for all. Those behind them,
             the first stage's segmentation in a cascade, are alike in every view.
     """

@@ -89,15 +89,19 @@ def test_bcp_exchanges_boxes_and_weighs_pseudo_labels(weight):
     mask = BoxMix(WEAK).mask
     edge = int(SIZE * 2 / 3)
     assert mask.sum() == 4 * edge**2
-    images, labels, weights = [], [], []
+    images, labels, labelled = [], [], []
     for inside_is_labelled in (True, False):
         for b in range(4):
             takes_labelled = mask[b] == inside_is_labelled
             images.append(torch.where(takes_labelled, IMAGES[b], WEAK[b]))
             labels.append(torch.where(takes_labelled, labels_of(IMAGES)[b], wrong[b]))
-            weights.append(torch.where(takes_labelled, 1.0, weight))
-    images, labels, weights = map(torch.stack, (images, labels, weights))
-    assert loss == pytest.approx(loss_by_loops(logits_of(images), labels, weights), abs=1e-5)
+            labelled.append(takes_labelled.float())
+    images, labels, labelled = map(torch.stack, (images, labels, labelled))
+    of_labels, of_pseudo = (
+        loss_by_loops(logits_of(images), labels, part) for part in (labelled, 1 - labelled)
+    )
+    assert of_labels < 0.1 * of_pseudo  # or the weight would not show
+    assert loss == pytest.approx((of_labels + weight * of_pseudo) / (1 + weight), abs=1e-5)
 
 
 def test_bcp_pastes_among_labelled_patches_in_warm_up():
@@ -131,7 +135,8 @@ def test_bcp_keeps_the_largest_component_of_each_class():
 @pytest.mark.parametrize("view", ["weak", "strong"])
 def test_self_training_turns_image_and_label_alike(view, source):
     settings = SelfTrainingSettings(rotated_view=view, label_source=source)
-    trainer = step(nnUNetTrainerSelfTraining, settings, 1)
+    trainer = step(nnUNetTrainerSelfTraining, settings, int(view == "strong"))
+    trainer.strong_views = int(view == "strong")
     seen = []
 
     def student(images):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from training import make_trainer, tiny
 
+from nnunetv2_plgcl.semisupervised import loaders
 from nnunetv2_plgcl.semisupervised import log as series
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
@@ -106,6 +107,25 @@ def test_cut_out_blanks_as_many_strong_views_as_asked_for(prepared, probability)
         weak, strong = trainer.unlabelled_views(like=next(trainer.dataloader_train)["data"])
         blank = ((strong == 0) & (weak != 0)).flatten(1).sum(1)
         assert ((blank >= 16) == (probability == 1)).all()
+
+
+@pytest.mark.parametrize("strong_views", [0, 1])
+def test_without_a_strong_view_the_weak_one_has_nnunets_whole_augmentation(
+    prepared, monkeypatch, strong_views
+):
+    trainer_class = tiny(nnUNetTrainerMeanTeacher)
+    trainer_class.strong_views = strong_views
+    trainer = make_trainer(trainer_class, prepared)
+    trainer.initialize()
+    trainer.dataset_unlabelled = None  # not looked at
+    given = []
+    monkeypatch.setattr(loaders, "unlabelled_loader", lambda *args, **_: given.append(args[5]))
+    trainer._unlabelled_loader(0)
+    (views,) = given
+    names = {type(getattr(t, "transform", t)).__name__ for t in views.geometry.transforms}
+    assert names >= {"SpatialTransform", "MirrorTransform"}
+    intensity = {"GaussianNoiseTransform", "GammaTransform", "ContrastTransform"}
+    assert names & intensity == (set() if strong_views else intensity)
 
 
 def test_foreground_is_forced_as_often_as_in_nnunet(prepared):

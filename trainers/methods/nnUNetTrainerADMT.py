@@ -9,7 +9,6 @@ from nnunetv2_plgcl.semisupervised.hard_labels import nnUNetTrainerHardPseudoLab
 from nnunetv2_plgcl.semisupervised.mixing import CutMix
 from nnunetv2_plgcl.semisupervised.settings import ConsistencySettings, StrongViewSettings
 from nnunetv2_plgcl.semisupervised.targets import (
-    class_probabilities,
     confidence,
     hard_target,
     normalised_entropy,
@@ -24,7 +23,7 @@ class ADMTSettings(ConsistencySettings, StrongViewSettings):
 
     published: ClassVar[Mapping[str, Any]] = {
         "consistency_weight": 2.0,
-        "consistency_rampup_fraction": 50 / 30_000,
+        "consistency_rampup_fraction": 50 * 150 / 30_000,  # 50 units of 150 iterations
         "warmup_fraction": 0.0,
         "ema_decay": 0.99,
     }
@@ -82,13 +81,6 @@ class nnUNetTrainerADMT(nnUNetTrainerHardPseudoLabels):
             loss_supervised=supervised,
             loss_consistency=consistency,
         )
-
-    def own_prediction(self, weak: Tensor) -> Tensor:
-        """The student's probabilities (B, K, *spatial), without gradient."""
-        if len(weak) == 0:
-            return self.pseudo_label(weak)
-        with torch.no_grad():
-            return class_probabilities(self.student_logits(weak)[0], self.exclusive)
 
     def update_teacher(self) -> None:
         """The teacher whose turn it is follows the student; at its end a new one is drawn."""

@@ -25,7 +25,7 @@ class BCPSettings(SemiSupervisedSettings):
     }
 
     pseudo_label_weight: float = setting(
-        0.5, "weight of a voxel with a pseudo-label, where a labelled one has 1 [public code]", 0
+        0.5, "weight of the loss on pseudo-labels, where that on labels has 1 [public code]", 0
     )
     patch_filter: str = setting(
         "largest",
@@ -40,9 +40,10 @@ class nnUNetTrainerBCP(nnUNetTrainerHardPseudoLabels):
     A box of two thirds of each edge is exchanged between a labelled and an unlabelled patch, so
     that true and pseudo-labels meet in every patch that the student sees. In warm-up the box is
     exchanged between two labelled patches. Pseudo-labels are the teacher's decisions, reduced to
-    the largest component of each class. Departures: nnU-Net's loss at every resolution; a voxel's
-    weight counts in every sum of Dice, where the public code takes the masked part for
-    background; the last checkpoint, where it selects on validation.
+    the largest component of each class. The labelled and the unlabelled part of mixed patches have
+    a loss of their own. Departures: nnU-Net's loss at every resolution; the other part leaves every
+    sum of Dice, where the public code takes it for background; the two losses are averaged, so
+    that the step is as long as in warm-up; the last checkpoint, where it selects on validation.
     """
 
     strong_views = 0
@@ -84,20 +85,24 @@ class nnUNetTrainerBCP(nnUNetTrainerHardPseudoLabels):
     def mixed_loss(
         self, mix: BoxMix, logits: list[Tensor], target: list[Tensor], pseudo: list[Tensor]
     ) -> Tensor:
-        """nnU-Net's loss of mixed patches, where voxels of pseudo-labels weigh less.
+        """nnU-Net's loss of the labelled part of mixed patches, averaged with that of the rest.
 
         Args:
             logits: of ``both_ways``, one a resolution.
             target: nnU-Net's, of the labelled patches.
             pseudo: as many, of the unlabelled ones.
         """
-        targets, weights = [], []
+        targets, of_labels, of_pseudo = [], [], []
         for both in join_targets(target, pseudo):
             labelled, unlabelled = both.split((len(target[0]), len(pseudo[0])))
             targets.append(self.both_ways(mix, labelled, unlabelled))
             ones = torch.ones_like(both[:1, :1], dtype=torch.float32)
-            share = ones * self.config.pseudo_label_weight
-            weights.append(self.both_ways(mix, ones, share))
-        if self.enable_deep_supervision:
-            return self.weighted_loss(logits, targets, weights)
-        return self.weighted_loss(logits[0], targets[0], weights[0])
+            of_labels.append(self.both_ways(mix, ones, torch.zeros_like(ones)))
+            of_pseudo.append(1 - of_labels[-1])
+        weight = self.config.pseudo_label_weight
+        losses = []
+        for part in (of_labels, of_pseudo):
+            given = logits, targets, part
+            each = given if self.enable_deep_supervision else [x[0] for x in given]
+            losses.append(self.weighted_loss(*each))
+        return (losses[0] + weight * losses[1]) / (1 + weight)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from nnunetv2_plgcl.semisupervised.hard_labels import nnUNetTrainerHardPseudoLabels
 from nnunetv2_plgcl.semisupervised.settings import StrongViewSettings
-from nnunetv2_plgcl.semisupervised.targets import class_probabilities
 from nnunetv2_plgcl.settings import setting
 
 
@@ -44,23 +43,28 @@ class nnUNetTrainerSelfTraining(nnUNetTrainerHardPseudoLabels):
     errs differently on the copy, so each copy corrects the others. One call of nnU-Net's loss
     pools the batch Dice of true and pseudo-labels, at full weight from the first iteration of the
     second stage on. Departures: the labels are the EMA teacher's, the copy has the strong view's
-    intensities, and the planned batch is divided, where the public code adds an unlabelled one;
-    nothing is selected on validation.
+    intensities where the public code's both have nnU-Net's own, and the planned batch is divided,
+    where it adds an unlabelled one; nothing is selected on validation.
     """
 
     settings_class = SelfTrainingSettings
     config: SelfTrainingSettings
 
+    def initialize(self) -> None:
+        super().initialize()
+        self.strong_views = int(self.config.rotated_view == "strong")
+
     def train_step(self, batch: dict) -> dict:
         images, target = self.labelled_batch(batch)
-        weak, strong = self.unlabelled_views(like=images)
+        unlabelled = self.unlabelled_batch(like=images)
+        weak = unlabelled.weak
+        view = unlabelled.strong[0] if self.strong_views else weak
         turn = self.spatial_view(weak)
         with self.autocast():
             # 1. labels of the weak view
             pseudo = self.hard_target(self.decide(weak), self.config.confidence_threshold)
             # 2. the rotated copy learns the rotated labels, together with the labelled patches
-            copies = turn(weak if self.config.rotated_view == "weak" else strong)
-            logits = self.student_logits(torch.cat((images, copies)))
+            logits = self.student_logits(torch.cat((images, turn(view))))
             loss = self.pooled_loss(logits, target, self.at_every_resolution(turn(pseudo)))
         self.optimise(loss)
         self.update_teacher()
@@ -68,7 +72,5 @@ class nnUNetTrainerSelfTraining(nnUNetTrainerHardPseudoLabels):
 
     def decide(self, weak: Tensor) -> Tensor:
         """Probabilities (B, K, *spatial) of the weak view (B, C, *spatial), without gradient."""
-        if self.config.label_source == "teacher" or len(weak) == 0:
-            return self.pseudo_label(weak)
-        with torch.no_grad():
-            return class_probabilities(self.student_logits(weak)[0], self.exclusive)
+        of_teacher = self.config.label_source == "teacher"
+        return self.pseudo_label(weak) if of_teacher else self.own_prediction(weak)

@@ -15,7 +15,12 @@ from nnunetv2_plgcl.settings import setting
 class UniMatchSettings(ConsistencySettings, StrongViewSettings):
     """What a strong view keeps, and which pseudo-labels count."""
 
-    published: ClassVar[Mapping[str, Any]] = {"ema_decay": 0.996, "consistency_rampup_fraction": 0}
+    published: ClassVar[Mapping[str, Any]] = {
+        "ema_decay": 0.996,
+        "consistency_rampup_fraction": 0,
+        "warmup_fraction": 0,
+        "cutout_probability": 0,
+    }
 
     confidence_threshold: float = setting(
         0.95, "voxels where the teacher is less sure are ignored [public code]", 0, 1
