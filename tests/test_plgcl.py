@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import scipy.ndimage
 import torch
+from bare import bare_trainer
 from training import assert_equal_to_the_bit, keep_latest, make_trainer, tiny
 
-from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
+from nnunetv2_plgcl.semisupervised.losses import label_manager_with_ignore
+from nnunetv2_plgcl.semisupervised.step import UnlabelledBatch
+from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import PLGCLSettings, nnUNetTrainerPLGCL
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import nnUNetTrainerPLGCL_poster
 
 
@@ -36,12 +39,34 @@ def test_away_from_the_volumes_foreground_every_pseudo_label_is_background(prepa
     for before, after, label in in_stage_2:
         for image in range(len(before)):
             foreground = (label[image, 0] > 0).numpy()
+            ignore = trainer.pseudo_label_manager.ignore_label
+            assert not (label[image] == ignore).any() or (label[image] != 0).all()
             close = torch.from_numpy(scipy.ndimage.binary_dilation(foreground, box))
             assert torch.equal(after[image][:, close], before[image][:, close])
             away = after[image][:, ~close]
             assert (away[0] == 1).all() and (away[1:] == 0).all()
             changed += int((before[image] != after[image]).any())
     assert changed
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_where_the_teacher_found_nothing_in_a_volume_nothing_is_removed(exclusive):
+    trainer = bare_trainer(exclusive)
+    trainer.__class__ = nnUNetTrainerPLGCL
+    trainer.config = PLGCLSettings()
+    trainer.keeps_largest = True
+    trainer.pseudo_label_manager = label_manager_with_ignore(trainer)
+    trainer.configuration_manager.configuration["spacing"] = [1.0, 1.0]
+    classes = trainer.label_manager.num_segmentation_heads
+    maps = torch.rand(2, classes, 16, 16)
+    trainer.pseudo_label = lambda weak: maps
+    missed = torch.zeros(2, 1, 16, 16, dtype=torch.int16)
+    missed[1] = trainer.pseudo_label_manager.ignore_label  # as stored; the first is far away
+    if not exclusive:
+        missed = torch.cat((torch.zeros(2, classes, 16, 16), missed > 0), 1)
+    after = trainer.pseudo_label_of(UnlabelledBatch(maps, (maps,), [missed]))
+    assert torch.equal(after[1], maps[1])
+    assert (after[0, int(exclusive) :] == 0).all()
 
 
 @pytest.mark.parametrize("settings", [{"component_filter": "none"}, {"warmup_fraction": 0.0}])

@@ -45,8 +45,9 @@ class nnUNetTrainerPLGCL(nnUNetTrainerRelabelling, nnUNetTrainerPLGCL_poster):
     patch, and a slice even more, does not show that a structure lies apart from its organ, so
     training on the teacher's pseudo-labels confirms it. Here the teacher predicts every unlabelled
     volume a few times in the second stage; away from the largest component of its foreground all
-    pseudo-labels become background. Consistency and contrast learn from what is left. Where the
-    foreground of labelled cases is not one component, nothing is removed. Source: the filter is
+    pseudo-labels become background. Consistency and contrast learn from what is left. Nothing is
+    removed from volumes where the teacher finds no foreground, which it may have missed, and from
+    any volume where the foreground of labelled cases is not one component. Source: the filter is
     ours, with the rule of nnU-Net's postprocessing. The warm-up is BCP's (Bai et al., CVPR 2023): a
     box of another labelled patch lies in each.
     """
@@ -75,11 +76,16 @@ class nnUNetTrainerPLGCL(nnUNetTrainerRelabelling, nnUNetTrainerPLGCL_poster):
         maps = super().pseudo_label_of(unlabelled)
         if len(maps) == 0 or not self.labels_volumes:
             return maps
-        classes = self.label_manager.num_segmentation_heads
-        foreground = foreground_masks(unlabelled.target[0], classes, self.exclusive)
+        classes, target = self.label_manager.num_segmentation_heads, unlabelled.target[0]
+        if self.exclusive:
+            unknown = target == self.pseudo_label_manager.ignore_label
+        else:
+            unknown = target[:, classes:].bool()
+        foreground = foreground_masks(target, classes, self.exclusive)
         # as any(1, True), which takes a CPU fifty times as long (PyTorch 2.13)
         foreground = foreground.view(torch.uint8).amax(1, True).bool()
-        return background_where(maps, ~near(foreground, self.margin), self.exclusive)
+        away = ~(near(foreground, self.margin) | unknown)
+        return background_where(maps, away, self.exclusive)
 
     @property
     def margin(self) -> list[int]:

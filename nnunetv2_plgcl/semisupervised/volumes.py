@@ -33,8 +33,9 @@ def volume_label(
 ) -> np.ndarray:
     """The pseudo-label of a volume from the prediction for it.
 
-    Components of the foreground other than the largest become background. Elsewhere voxels of less
-    confidence than the threshold get the ignore label. Source: the rule is that of nnU-Net's
+    Components of the foreground other than the largest become background; where there is none, the
+    whole volume is to be ignored. Elsewhere voxels of less confidence than the threshold get the
+    ignore label. Source: the rule is that of nnU-Net's
     postprocessing; its use for pseudo-labels is ours.
 
     Args:
@@ -54,6 +55,8 @@ def volume_label(
     if keep_largest:
         parts = label_manager.foreground_labels if exclusive else label_manager.foreground_regions
         label = filter_volume(decision, probabilities.numpy(), largest, parts, True)
+        if not label.any():
+            label[...] = label_manager.ignore_label
     kept = label == decision
     label = np.where(unsure & kept, label_manager.ignore_label, label)
     fits_int8 = label_manager.ignore_label < 128

@@ -66,6 +66,14 @@ def test_a_label_is_the_decision_without_islands_and_unsure_voxels(
     np.testing.assert_array_equal(label, expected)
 
 
+@pytest.mark.parametrize("keep_largest", [True, False])
+def test_a_volume_without_foreground_is_ignored_where_components_count(keep_largest):
+    logits = torch.zeros(3, 2, 4, 4)
+    logits[0] = 5.0
+    label = volumes.volume_label(logits, LABELS, keep_largest, 0.0)
+    assert (label == (LABELS.ignore_label if keep_largest else 0)).all()
+
+
 def test_a_mask_is_connected_if_hardly_anything_lies_apart():
     mask = np.zeros((4, 30, 30), bool)
     mask[:, 5:20, 5:20] = True
