@@ -10,7 +10,11 @@ from nnunetv2_plgcl.semisupervised.components import near
 from nnunetv2_plgcl.semisupervised.mixing import copy_paste
 from nnunetv2_plgcl.semisupervised.relabelling import VolumeSettings, nnUNetTrainerRelabelling
 from nnunetv2_plgcl.semisupervised.step import UnlabelledBatch
-from nnunetv2_plgcl.semisupervised.targets import background_where, foreground_masks
+from nnunetv2_plgcl.semisupervised.targets import (
+    background_where,
+    foreground_masks,
+    ignored_voxels,
+)
 from nnunetv2_plgcl.settings import setting
 from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import MeanTeacherSettings
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import nnUNetTrainerPLGCL_poster
@@ -77,10 +81,7 @@ class nnUNetTrainerPLGCL(nnUNetTrainerRelabelling, nnUNetTrainerPLGCL_poster):
         if len(maps) == 0 or not self.labels_volumes:
             return maps
         classes, target = self.label_manager.num_segmentation_heads, unlabelled.target[0]
-        if self.exclusive:
-            unknown = target == self.pseudo_label_manager.ignore_label
-        else:
-            unknown = target[:, classes:].bool()
+        unknown = ignored_voxels(target, classes, self.exclusive)
         foreground = foreground_masks(target, classes, self.exclusive)
         # as any(1, True), which takes a CPU fifty times as long (PyTorch 2.13)
         foreground = foreground.view(torch.uint8).amax(1, True).bool()

@@ -13,7 +13,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
-from nnunetv2_plgcl.semisupervised.targets import confidence, most_probable
+from nnunetv2_plgcl.semisupervised.targets import confidence, ignored_voxels, most_probable
 
 
 def consistency_loss(
@@ -165,12 +165,11 @@ class WeightedDiceCrossEntropy(nn.Module):
             scalar.
         """
         logits, num_classes = logits.float(), logits.shape[1]
+        known = ~ignored_voxels(target, num_classes, self.exclusive)
         if self.exclusive:
-            known = target < num_classes
             target = torch.where(known, target, 0)
             entropy = F.cross_entropy(logits, target[:, 0].long(), reduction="none")[:, None]
         else:
-            known = ~target[:, num_classes:].bool().any(1, True)
             target = target[:, :num_classes].float()
             of_regions = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
             entropy = of_regions.mean(1, True)

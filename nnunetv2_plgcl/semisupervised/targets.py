@@ -190,6 +190,14 @@ def foreground_masks(target: Tensor, num_classes: int, exclusive: bool) -> Tenso
     return _where_equal(target, torch.arange(1, num_classes, device=target.device))
 
 
+def ignored_voxels(target: Tensor, num_classes: int, exclusive: bool) -> Tensor:
+    """(B, 1, *spatial), bool: what a target is silent about. Arguments as in ``foreground_masks``;
+    of labels those above the highest class."""
+    if exclusive:
+        return target >= num_classes
+    return target[:, num_classes:].bool().any(1, True)
+
+
 def at_every_resolution(
     target: Tensor, scales: Sequence[float | Sequence[float]] | None
 ) -> list[Tensor]:
