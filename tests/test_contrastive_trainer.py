@@ -229,9 +229,9 @@ def test_cutmix_keeps_images_features_and_pseudo_labels_of_both_networks_aligned
     labelled = len(batch["data"])
     seen = {}
 
-    def draw_windows(teacher, confidence):
+    def draw_windows(teacher, confidence, labelled):
         seen.update(teacher=teacher, confidence=confidence)
-        return type(trainer).draw_windows(trainer, teacher, confidence)
+        return type(trainer).draw_windows(trainer, teacher, confidence, labelled)
 
     def student_logits(images):
         seen["images"] = images

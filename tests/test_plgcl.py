@@ -76,6 +76,7 @@ def test_where_no_component_is_removed_it_is_the_poster(prepared, settings):
     for trainer_class in (nnUNetTrainerPLGCL, nnUNetTrainerPLGCL_poster):
         given = {**memory, **settings, "warmup_copy_paste": False}
         trainer = make_trainer(tiny(trainer_class, 2, 2), prepared, given)
+        trainer.embeds_every_window = True  # as the poster's, for the last bit
         trainer.run_training()
         assert not (Path(trainer.output_folder) / "pseudo_labels").exists()
         results.append(trainer.student.state_dict())

@@ -2,7 +2,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from nnunetv2_plgcl.contrast.trainer import ContrastSettings, nnUNetTrainerContrast
@@ -12,7 +11,7 @@ from nnunetv2_plgcl.semisupervised.relabelling import VolumeSettings, nnUNetTrai
 from nnunetv2_plgcl.semisupervised.step import UnlabelledBatch
 from nnunetv2_plgcl.semisupervised.targets import (
     background_where,
-    foreground_masks,
+    foreground,
     ignored_voxels,
 )
 from nnunetv2_plgcl.settings import setting
@@ -59,6 +58,7 @@ class nnUNetTrainerPLGCL(nnUNetTrainerRelabelling, nnUNetTrainerPLGCL_poster):
     settings_class = PLGCLSettings
     config: PLGCLSettings
     most_classes = nnUNetTrainerContrast.most_classes
+    embeds_every_window = nnUNetTrainerContrast.embeds_every_window
 
     def labelled_batch(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
         """As the parent's; in warm-up with a box of another patch in each."""
@@ -82,10 +82,8 @@ class nnUNetTrainerPLGCL(nnUNetTrainerRelabelling, nnUNetTrainerPLGCL_poster):
             return maps
         classes, target = self.label_manager.num_segmentation_heads, unlabelled.target[0]
         unknown = ignored_voxels(target, classes, self.exclusive)
-        foreground = foreground_masks(target, classes, self.exclusive)
-        # as any(1, True), which takes a CPU fifty times as long (PyTorch 2.13)
-        foreground = foreground.view(torch.uint8).amax(1, True).bool()
-        away = ~(near(foreground, self.margin) | unknown)
+        found = foreground(target, classes, self.exclusive)
+        away = ~(near(found, self.margin) | unknown)
         return background_where(maps, away, self.exclusive)
 
     @property

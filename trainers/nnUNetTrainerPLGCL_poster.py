@@ -35,7 +35,9 @@ class nnUNetTrainerPLGCL_poster(nnUNetTrainerContrast, nnUNetTrainerMeanTeacher)
 
     settings_class = PosterSettings
     config: PosterSettings
+    # both to be equal to version 0.1 to the bit
     most_classes = None
+    embeds_every_window = True
 
     def train_step(self, batch: dict) -> dict:
         images, target = self.labelled_batch(batch)
@@ -51,7 +53,7 @@ class nnUNetTrainerPLGCL_poster(nnUNetTrainerContrast, nnUNetTrainerMeanTeacher)
             student = self.seen_by_student(images, strong)
             teacher = self.seen_by_teacher(images, weak, mix)
             # 2. class-wise windows
-            windows = self.draw_windows(teacher, confidence)
+            windows = self.draw_windows(teacher, confidence, len(images))
             # 3. embeddings, positives and negatives
             contrastive = self.contrastive_loss(student, teacher, confidence, windows)
             # 4. the strong view agrees with the teacher

@@ -107,6 +107,7 @@ def window_statistics(
     confidence: Tensor,
     size: Sequence[int] | int,
     stride: Sequence[int] | int | None = None,
+    certain: int = 0,
 ) -> WindowStatistics:
     """Mean entropy, confidence and coverage of all windows on a grid, by average pooling.
 
@@ -119,6 +120,8 @@ def window_statistics(
         confidence: (B, K, *spatial), class probabilities in [0, 1], any number D of axes.
         size: edge length of a window in voxels, for all axes or one per axis.
         stride: step of the grid in voxels, likewise; a quarter of the edge by default.
+        certain: how many images at the front have nothing but zeros and ones, as labels do: their
+            entropy is 0 and their coverage is the mean confidence, without computing either.
 
     Raises:
         TypeError: ``confidence`` is not floating point.
@@ -138,11 +141,12 @@ def window_statistics(
     default = tuple(max(1, edge // 4) for edge in edges)
     steps = default if stride is None else _per_axis(stride, "stride", len(image))
 
-    confidence = _at_least_float32(confidence)
-    entropy, mean, coverage = (
-        average_pool(maps, edges, steps).flatten(2)
-        for maps in (bernoulli_entropy(confidence), confidence, class_mask(confidence))
-    )
+    def means(maps: Tensor) -> Tensor:
+        return average_pool(maps, edges, steps).flatten(2)
+
+    mean, unsure = means(confidence), confidence[certain:]
+    entropy = torch.cat((torch.zeros_like(mean[:certain]), means(bernoulli_entropy(unsure))))
+    coverage = torch.cat((mean[:certain], means(class_mask(unsure))))
     return WindowStatistics(
         _grid(image, edges, steps, confidence.device), entropy, mean, coverage, edges
     )

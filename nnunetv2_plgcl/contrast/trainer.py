@@ -119,6 +119,8 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
     settings_class = ContrastSettings
     config: ContrastSettings
     most_classes: int | None = 8  # of a step, see draw_classes; None for all
+    # the student too, whose negatives reach no loss; encoding crops costs too much for that
+    embeds_every_window = False
 
     def initialize(self) -> None:
         super().initialize()
@@ -194,7 +196,7 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         fraction = self.config.window_fraction
         return [min(edge, max(MINIMUM_WINDOW, round(edge * fraction))) for edge in spatial]
 
-    def draw_windows(self, teacher: Seen, confidence: Tensor) -> Windows:
+    def draw_windows(self, teacher: Seen, confidence: Tensor, labelled: int = 0) -> Windows:
         """Draw windows of every class in every image (poster step 2).
 
         Candidates lie a quarter of a window apart. Where each must be embedded first, for the
@@ -203,6 +205,7 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         Args:
             teacher: images (B, C, *spatial) and the teacher's features.
             confidence: (B, K, *spatial).
+            labelled: how many of the B, at the front, have their labels for confidence.
         """
         classes = draw_classes(confidence, self.most_classes, self.window_generator)
         confidence = of_classes(classes, confidence)
@@ -210,7 +213,8 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         per_map = self._per_map(confidence)
         if not self.guide.needs_similarity:
             sides = 2 if self.guide.two_sided and self.config.balanced_sides else 1
-            statistics = window_statistics(confidence, size)
+            certain = 0 if self.label_manager.has_ignore_label else labelled
+            statistics = window_statistics(confidence, size, certain=certain)
             windows = self.guide(statistics, sides * per_map, generator=self.window_generator)
             return replace(windows, classes=classes)
         statistics = window_statistics(confidence, size, stride=size)
@@ -239,9 +243,10 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         return self.info_nce(anchors, of_anchors)
 
     def windows_of_anchors(self, windows: Windows) -> Windows:
-        """Those that the student embeds: encoding the crop of a window that cannot be an anchor is
-        expensive, pooling it is not."""
-        return windows.first(self._per_map(windows.valid)) if self._embeds_crops else windows
+        """Those that the student embeds: the ones that may be anchors."""
+        if self.embeds_every_window and not self._embeds_crops:
+            return windows
+        return windows.first(self._per_map(windows.valid))
 
     def _per_map(self, of_maps: Tensor) -> int:
         """Windows that may be positives for each of (B, K, ...) confidence maps; with

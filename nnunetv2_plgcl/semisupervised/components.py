@@ -18,7 +18,7 @@ from acvl_utils.morphology.morphology_helper import (
 from nnunetv2.evaluation.evaluate_predictions import region_or_label_to_mask
 from torch import Tensor
 
-from nnunetv2_plgcl.semisupervised.targets import foreground_masks, ignore_where
+from nnunetv2_plgcl.semisupervised.targets import foreground, foreground_masks, ignore_where
 from nnunetv2_plgcl.separable import multiply_axes
 
 # From a mask and the confidence in it, both (*spatial), the part of the mask that stays.
@@ -72,9 +72,8 @@ def filter_patches(
     if len(target) == 0:
         return target
     num_classes = probabilities.shape[1]
-    masks = foreground_masks(target, num_classes, exclusive)
-    if whole_foreground:
-        masks = masks.any(1, True)
+    masks_of = foreground if whole_foreground else foreground_masks
+    masks = masks_of(target, num_classes, exclusive)
     removed_of_patches = []
     for of_patch, maps in zip(masks.cpu().numpy(), probabilities.cpu().numpy(), strict=True):
         sure = _confidences(maps, exclusive, whole_foreground)

@@ -28,9 +28,13 @@ def class_probabilities(logits: Tensor, exclusive: bool) -> Tensor:
 
 
 def most_probable(probabilities: Tensor) -> Tensor:
-    """(B, K, *spatial) to the class of each voxel, (B, 1, *spatial), the lowest where several are.
-    As ``argmax``, which takes eight times as long on a CPU (PyTorch 2.13)."""
-    return probabilities.max(1, keepdim=True).indices
+    """(B, K, *spatial) to the class of each voxel, (B, 1, *spatial) long, the lowest where several
+    are. As ``argmax``, which takes a CPU twenty times as long (PyTorch 2.13)."""
+    last = probabilities.shape[1] - 1
+    from_last = torch.arange(last, -1, -1, dtype=torch.int16, device=probabilities.device)
+    is_highest = probabilities == probabilities.amax(1, True)
+    from_last = is_highest * from_last.view(-1, *[1] * (probabilities.ndim - 2))
+    return last - from_last.amax(1, True).long()
 
 
 def class_shares(pseudo_label: Tensor, num_classes: int, exclusive: bool) -> Tensor:
@@ -188,6 +192,15 @@ def foreground_masks(target: Tensor, num_classes: int, exclusive: bool) -> Tenso
     if not exclusive:
         return target[:, :num_classes].bool()
     return _where_equal(target, torch.arange(1, num_classes, device=target.device))
+
+
+def foreground(target: Tensor, num_classes: int, exclusive: bool) -> Tensor:
+    """(B, 1, *spatial), bool: what is in any of the ``foreground_masks`` of the same arguments."""
+    if exclusive:
+        return (target > 0) & (target < num_classes)
+    masks = foreground_masks(target, num_classes, exclusive)
+    # as any(1, True), which takes a CPU fifty times as long (PyTorch 2.13)
+    return masks.view(torch.uint8).amax(1, True).bool()
 
 
 def ignored_voxels(target: Tensor, num_classes: int, exclusive: bool) -> Tensor:

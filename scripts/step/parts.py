@@ -36,14 +36,15 @@ def _parts_of_contrast(trainer: nnUNetTrainerPLGCL_poster) -> dict[str, Callable
         seen, maps = trainer.seen_by_student(images, strong)
         student = seen, [one.detach().requires_grad_() for one in maps]
         teacher = trainer.seen_by_teacher(images, weak, mix)
-        windows = trainer.draw_windows(teacher, confidence)
+        windows = trainer.draw_windows(teacher, confidence, len(images))
         confidence = of_classes(windows.classes, confidence)
         with torch.no_grad():
             keys = trainer.teacher_embed(*teacher, confidence, windows)
         drawn = trainer.windows_of_anchors(windows)
         anchors = trainer.embed(*student, confidence, drawn).detach().requires_grad_()
     size = trainer.window_size(confidence.shape[2:])
-    statistics = window_statistics(confidence, size)
+    certain = 0 if trainer.label_manager.has_ignore_label else len(images)
+    statistics = window_statistics(confidence, size, certain=certain)
     number = windows.valid.shape[2]
 
     def embed() -> Tensor:
@@ -59,7 +60,7 @@ def _parts_of_contrast(trainer: nnUNetTrainerPLGCL_poster) -> dict[str, Callable
             trainer.info_nce(anchors, drawn).backward()
 
     return {
-        "statistics": lambda: window_statistics(confidence, size),
+        "statistics": lambda: window_statistics(confidence, size, certain=certain),
         "draw": lambda: trainer.guide(statistics, number, generator=trainer.window_generator),
         "embed": embed,
         "memory": lambda: trainer.remember(keys, windows),

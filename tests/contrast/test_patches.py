@@ -144,6 +144,18 @@ def test_a_quarter_of_the_window_is_counted_in_whole_voxels(edge, needed):
     assert covered.tolist() == [n + 1 >= needed for n in range(volume)]
 
 
+@pytest.mark.parametrize("certain", [0, 2, 3])
+def test_what_is_certain_has_the_same_statistics_without_computing_them(certain):
+    maps = _random_maps((3, 2, 12, 9))
+    maps[:certain] = maps[:certain].round()
+    saved, computed = window_statistics(maps, 4, 3, certain), window_statistics(maps, 4, 3)
+    for name in ("start", "entropy", "confidence", "coverage"):
+        assert torch.equal(getattr(saved, name), getattr(computed, name))
+    maps[0] = 0.5
+    unlike = window_statistics(maps, 4, 3, 1).entropy[0], window_statistics(maps, 4, 3).entropy[0]
+    assert unlike[0].eq(0).all() and unlike[1].eq(1).all()
+
+
 def test_every_window_lists_all_candidates_as_positives():
     maps = torch.zeros(2, 3, 8, 8)
     maps[0, 1, 0, 0] = 1

@@ -11,6 +11,7 @@ from nnunetv2_plgcl.semisupervised.targets import (
     class_probabilities,
     class_shares,
     confidence,
+    foreground,
     foreground_masks,
     hard_target,
     ignore_where,
@@ -119,6 +120,7 @@ def test_foreground_masks_leave_out_background_and_what_is_ignored(exclusive):
     for image, where, values in voxels(target):
         expected = [values == [1], values == [2]] if exclusive else values[:3]
         assert masks[(image, slice(None), *where)].tolist() == expected
+    assert torch.equal(foreground(target, 3, exclusive), masks.any(1, True))
 
 
 @pytest.mark.parametrize(
