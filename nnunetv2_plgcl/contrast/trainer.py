@@ -143,6 +143,8 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         self.positives = ClassMemory(classes, config.memory_length).to(self.device)
         self.negatives = ClassMemory(classes, config.memory_length).to(self.device)
         guide: Any = GUIDES[config.guide]
+        self.statistics_of_windows = self.compiled(window_statistics)
+        self.sampled_info_nce = self.compiled(sampled_info_nce)
         self.guide = guide(config.balanced_sides) if guide.two_sided else guide()
         # of its own, so that the mean teacher sees the same batches with the same seed
         self.window_generator = torch.Generator(self.device)
@@ -154,9 +156,8 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
 
     def _embedder(self, network: nn.Module, head: nn.Module) -> nn.Module:
         if not self._embeds_crops:
-            return FeatureEmbedder(head)
-        encoder: Any = network.encoder
-        return CropEmbedder(torch.compile(encoder) if self._do_i_compile() else encoder, head)
+            return self.compiled(FeatureEmbedder(head))
+        return CropEmbedder(self.compiled(network.encoder), head)
 
     def label_maps(self, target: list[Tensor]) -> Tensor:
         """Confidence maps (B, K, *spatial) of the labelled images: their labels."""
@@ -214,10 +215,10 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         if not self.guide.needs_similarity:
             sides = 2 if self.guide.two_sided and self.config.balanced_sides else 1
             certain = 0 if self.label_manager.has_ignore_label else labelled
-            statistics = window_statistics(confidence, size, certain=certain)
+            statistics = self.statistics_of_windows(confidence, size, certain=certain)
             windows = self.guide(statistics, sides * per_map, generator=self.window_generator)
             return replace(windows, classes=classes)
-        statistics = window_statistics(confidence, size, stride=size)
+        statistics = self.statistics_of_windows(confidence, size, stride=size)
         with torch.no_grad():
             embeddings = self.teacher_embed(*teacher, confidence, every_window(statistics))
         similarity = cosine_similarity(embeddings, of_classes(classes, self.positives.mean(), 0))
@@ -290,7 +291,7 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
             negatives = self.negatives.recall(draws, self.window_generator, classes)
         else:
             negatives = positives.of_other_classes()
-        return sampled_info_nce(
+        return self.sampled_info_nce(
             anchors,
             is_anchor,
             positives.entries,

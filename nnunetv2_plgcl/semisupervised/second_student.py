@@ -35,8 +35,7 @@ class SecondStudent:
             trainer.label_manager.num_segmentation_heads,
             trainer.enable_deep_supervision,
         ).to(trainer.device)
-        if trainer._do_i_compile():
-            network = torch.compile(network)  # type: ignore[assignment]
+        network = trainer.compiled(network)
         twin = copy.copy(trainer)
         twin.network = network
         self.optimizer, self.lr_scheduler = twin.configure_optimizers()

@@ -163,6 +163,10 @@ class SemiSupervisedStep(nnUNetTrainer):
         with torch.no_grad():
             return class_probabilities((teacher or self._run_teacher)(weak), self.exclusive)
 
+    def compiled(self, what: Any) -> Any:
+        """A module or function, compiled where nnU-Net compiles its network: on CUDA."""
+        return torch.compile(what) if self._do_i_compile() else what
+
     def student_logits(self, images: Tensor) -> list[Tensor]:
         """One student pass, one output per resolution of deep supervision, the finest first."""
         output = self.network(images)

@@ -115,7 +115,7 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
         super().initialize()
         self.teacher = EMATeacher(self.student, self.config.ema_decay)
         self.teacher.module.decoder.deep_supervision = False  # type: ignore
-        self._run_teacher = torch.compile(self.teacher) if self._do_i_compile() else self.teacher
+        self._run_teacher = self.compiled(self.teacher)
         self.logger.update_config({"plgcl": asdict(self.config)})
 
     def _set_batch_size_and_oversample(self) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from nnunetv2_plgcl.contrast.guidance import of_classes
-from nnunetv2_plgcl.contrast.patches import window_statistics
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL_poster import nnUNetTrainerPLGCL_poster
 
 
@@ -44,7 +43,7 @@ def _parts_of_contrast(trainer: nnUNetTrainerPLGCL_poster) -> dict[str, Callable
         anchors = trainer.embed(*student, confidence, drawn).detach().requires_grad_()
     size = trainer.window_size(confidence.shape[2:])
     certain = 0 if trainer.label_manager.has_ignore_label else len(images)
-    statistics = window_statistics(confidence, size, certain=certain)
+    statistics = trainer.statistics_of_windows(confidence, size, certain=certain)
     number = windows.valid.shape[2]
 
     def embed() -> Tensor:
@@ -60,7 +59,7 @@ def _parts_of_contrast(trainer: nnUNetTrainerPLGCL_poster) -> dict[str, Callable
             trainer.info_nce(anchors, drawn).backward()
 
     return {
-        "statistics": lambda: window_statistics(confidence, size, certain=certain),
+        "statistics": lambda: trainer.statistics_of_windows(confidence, size, certain=certain),
         "draw": lambda: trainer.guide(statistics, number, generator=trainer.window_generator),
         "embed": embed,
         "memory": lambda: trainer.remember(keys, windows),

@@ -96,8 +96,7 @@ class nnUNetTrainerADMT(nnUNetTrainerHardPseudoLabels):
         self.require_two_unlabelled("AD-MT mixes unlabelled patches with one another")
         self.second_teacher = EMATeacher(self.student, self.config.ema_decay)
         self.second_teacher.module.decoder.deep_supervision = False  # type: ignore
-        compiles = self._do_i_compile()
-        self._run_second = torch.compile(self.second_teacher) if compiles else self.second_teacher
+        self._run_second = self.compiled(self.second_teacher)
         self.first_has_turn, self.left_of_turn = True, self.config.longest_turn
 
     def on_train_start(self) -> None:
