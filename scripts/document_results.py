@@ -10,11 +10,12 @@ the same training.
 from __future__ import annotations
 
 import csv
+import math
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
+from statistics import fmean, mean
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "docs" / "scores" / "benchmark.csv"
@@ -24,6 +25,10 @@ TABLE = re.compile(r"(<!-- (\w+) of docs/scores/benchmark.csv -->\n).*?(?=<!-- e
 TRAINING = ("dataset", "split", "labelled", "trainer", "seed", "settings", "configuration",
             "iterations")  # fmt: skip
 
+# What every method is trained on: dataset, and how many of its patients or cases are labelled.
+BENCH = (("acdc", "3"), ("acdc", "7"), ("hippocampus", "4"), ("liver", "8"))
+EVERY = "every_dataset"  # marks the table of all of these
+
 Row = dict[str, str]
 
 
@@ -31,8 +36,10 @@ def written(page: str, rows: list[Row]) -> str:
     """The page with the tables of these rows, between marks that name a dataset."""
 
     def table_of(mark: re.Match[str]) -> str:
-        of_dataset = [row for row in rows if row["dataset"] == mark[2] and shown(row)]
-        return f"{mark[1]}\n{table(of_dataset)}\n"
+        default = list(filter(shown, rows))
+        if mark[2] == EVERY:
+            return f"{mark[1]}\n{overview(default)}\n"
+        return f"{mark[1]}\n{table([row for row in default if row['dataset'] == mark[2]])}\n"
 
     return TABLE.sub(table_of, page)
 
@@ -77,15 +84,59 @@ def table(rows: list[Row]) -> str:
             cells = [
                 f"**{cell}**" if best.get(key) == name else cell
                 for _, key, form, _ in columns
-                for cell in [form(values(of_trainer[name], key))]
+                for each in [values(of_trainer[name], key)]
+                for cell in [form(each) if each else ""]
             ]
             seeds = len(of_trainer[name])
             lines.append(f"| {labelled} | `{name}` | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def overview(rows: list[Row]) -> str:
+    """One line for each trainer, with means over its seeds; those that were trained on all of
+    ``BENCH`` last, by the mean over it. The best of each column in bold."""
+    groups: dict[str, dict[tuple[str, str], list[Row]]] = {}
+    for row in rows:
+        of_trainer = groups.setdefault(row["trainer"], {})
+        of_trainer.setdefault((row["dataset"], row["labelled"]), []).append(row)
+
+    def over_seeds(data: tuple[str, str], key: str) -> dict[str, float]:
+        """NaN for trainers that were not trained on it."""
+        each = {name: values(groups[name].get(data, []), key) for name in groups}
+        return {name: fmean(of_name) if of_name else math.nan for name, of_name in each.items()}
+
+    def over_datasets(key: str) -> dict[str, float]:
+        each = [over_seeds(data, key) for data in BENCH]
+        return {name: fmean(of_data[name] for of_data in each) for name in groups}
+
+    columns: dict[str, dict[str, str]] = {}
+    for data in BENCH:
+        dsc = best_in_bold(over_seeds(data, "DSC"), ".2%", max)
+        hd95 = best_in_bold(over_seeds(data, "HD95"), ".1f", min)
+        columns[" ".join(data)] = {name: f"{dsc[name]} / {hd95[name]}" for name in groups}
+    means = over_datasets("DSC")
+    columns["mean"] = best_in_bold(means, ".2%", max)
+    columns["post."] = best_in_bold(over_datasets("post. DSC"), ".2%", max)
+    lines = ["| trainer | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name in sorted(groups, key=lambda name: 0 if math.isnan(means[name]) else means[name]):
+        cells = [column[name] for column in columns.values()]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def best_in_bold(scores: dict[str, float], form: str, pick: Callable[..., float]) -> dict[str, str]:
+    """As text, per cent without their sign; a dash for NaN."""
+    best = pick((score for score in scores.values() if not math.isnan(score)), default=math.nan)
+    texts = {name: format(score, form).rstrip("%") for name, score in scores.items()}
+    return {
+        name: "–" if math.isnan(score) else f"**{texts[name]}**" if score == best else texts[name]
+        for name, score in scores.items()
+    }
+
+
 def values(rows: list[Row], key: str) -> list[float]:
-    return [float(row[key]) for row in rows]
+    """Of the rows that have one."""
+    return [float(row[key]) for row in rows if row[key]]
 
 
 def whole(each: list[float]) -> str:

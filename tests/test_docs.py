@@ -246,6 +246,13 @@ def test_tables_of_results_are_those_of_the_rows():
     means = 100 * rows.query(of_table).groupby("trainer")["DSC"].mean()
     best = re.search(r"^\| 3 \| `(\w+)` \| \d \| \*\*([\d.]+)", page, re.MULTILINE)
     assert best[1] == means.idxmax() and float(best[2]) == pytest.approx(means.max(), abs=0.006)
+    # the methods that come last in the table of all datasets, likewise
+    rows = rows.query("split == 'val' and settings == '{}'")
+    rows = rows[~((rows.dataset == "liver") & (rows.labelled == 3))]
+    means = rows.groupby(["trainer", "dataset", "labelled"])["DSC"].mean().unstack([1, 2]).dropna()
+    for name, mean in (100 * means.mean(axis=1)).items():
+        cells = re.search(rf"^\| `{name}` \|.*\| \**([\d.]+)\** \| \**[\d.]+\** \|$", page, re.M)
+        assert float(cells[1]) == pytest.approx(mean, abs=0.006)
     # a training that was repeated takes the place of its row, any other is added
     first, *others = script["read_rows"]()
     again, new = {**first, "DSC": "0.5"}, {**first, "seed": "9"}
