@@ -76,14 +76,15 @@ def contrast(size: Size) -> tuple[Callable[[], Tensor], list[ClassMemory]]:
         classes = draw_classes(confidence, nnUNetTrainerContrast.most_classes)
         maps = of_classes(classes, confidence)
         windows = guide(window_statistics(maps, edges), 2 * per_map)
-        anchors = embed(image, [features], maps, windows)
+        of_anchors = windows.first(per_map)
+        anchors = embed(image, [features], maps, of_anchors)
         with torch.no_grad():
             embedded = teacher(image, [keys], maps, windows)
         for memory, side in zip(memories, (windows.positive, ~windows.positive), strict=True):
             memory.enqueue(embedded, windows.valid & side, classes)
         positives, negatives = (memory.recall(DRAWS, classes=classes) for memory in memories)
         return sampled_info_nce(
-            anchors, windows.valid & windows.positive, positives.entries, positives.filled,
+            anchors, of_anchors.valid & of_anchors.positive, positives.entries, positives.filled,
             negatives.entries, negatives.filled, 0.2, negatives.weight, size.images * per_map,
         )  # fmt: skip
 

@@ -31,11 +31,11 @@ def settings_classes() -> list[type[Settings]]:
 
 
 def users(of: type[Settings]) -> list[str]:
-    """Trainers with exactly these settings, ablations left out."""
+    """Trainers with exactly these settings, ablations of others left out."""
     return [
         f"`{name}`"
         for name, trainer in sorted(trainer_classes().items())
-        if trainer.settings_class is of and "_" not in name
+        if trainer.settings_class is of and (trainer.__module__ == of.__module__ or "_" not in name)
     ]
 
 

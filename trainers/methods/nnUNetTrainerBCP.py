@@ -44,6 +44,9 @@ class nnUNetTrainerBCP(nnUNetTrainerHardPseudoLabels):
     a loss of their own. Departures: nnU-Net's loss at every resolution; the other part leaves every
     sum of Dice, where the public code takes it for background; the two losses are averaged, so
     that the step is as long as in warm-up; the last checkpoint, where it selects on validation.
+
+    Raises, before training starts and beyond its parent's:
+        NotImplementedError: a loss that is not nnU-Net's Dice and cross-entropy.
     """
 
     strong_views = 0

@@ -38,6 +38,9 @@ class nnUNetTrainerUniMatch(nnUNetTrainerHardPseudoLabels):
     of the patches keep all. Departures: nnU-Net's Dice and cross-entropy at every resolution with
     unsure voxels ignored, as UniMatch's own medical code trains Dice; a ramp-up; a U-Net in place
     of a pretrained transformer. The student sees half as many patches again as the plans' batch.
+
+    Raises, before training starts and beyond its parent's:
+        NotImplementedError: a network without an encoder that gives feature maps.
     """
 
     strong_views = 2
