@@ -1,12 +1,13 @@
-"""A trainer of nnU-Net without data: what it builds loss, network and optimiser from."""
+"""A trainer without data: what nnU-Net builds loss, network and optimiser from."""
 
 from __future__ import annotations
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
+
+from nnunetv2_plgcl.semisupervised.step import SemiSupervisedStep
 
 LABELS = {"background": 0, "a": 1, "b": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "core": [2]}
@@ -39,13 +40,13 @@ def bare_trainer(
     batch_dice: bool = True,
     axes: int = 2,
     deep_supervision: bool = True,
-) -> nnUNetTrainer:
+) -> SemiSupervisedStep:
     """Three classes, or two regions, with or without an ignore label; three resolutions."""
     labels = dict(LABELS if exclusive else REGIONS)
     if ignore:
         labels["ignore"] = 3
     configuration = {"batch_dice": batch_dice, "architecture": architecture(axes)}
-    trainer = object.__new__(nnUNetTrainer)
+    trainer = object.__new__(SemiSupervisedStep)
     trainer.plans_manager = PlansManager(
         {"label_manager": "LabelManager", "configurations": {"tiny": configuration}}
     )

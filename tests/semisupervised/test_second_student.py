@@ -13,7 +13,6 @@ from nnunetv2_plgcl.semisupervised.second_student import SecondStudent
 def trainer():
     torch.manual_seed(0)
     trainer = bare_trainer(exclusive=True)
-    trainer.compiled = lambda network: network
     trainer.network = small_unet(2)
     trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
     return trainer
