@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, mean
+from statistics import mean
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "docs" / "scores" / "benchmark.csv"
@@ -35,11 +35,12 @@ Row = dict[str, str]
 def written(page: str, rows: list[Row]) -> str:
     """The page with the tables of these rows, between marks that name a dataset."""
 
+    rows = list(filter(shown, rows))
+
     def table_of(mark: re.Match[str]) -> str:
-        default = list(filter(shown, rows))
         if mark[2] == EVERY:
-            return f"{mark[1]}\n{overview(default)}\n"
-        return f"{mark[1]}\n{table([row for row in default if row['dataset'] == mark[2]])}\n"
+            return f"{mark[1]}\n{overview(rows)}\n"
+        return f"{mark[1]}\n{table([row for row in rows if row['dataset'] == mark[2]])}\n"
 
     return TABLE.sub(table_of, page)
 
@@ -75,18 +76,16 @@ def table(rows: list[Row]) -> str:
     for labelled in sorted(groups, key=int):
         of_trainer = groups[labelled]
         in_order = sorted(of_trainer, key=lambda name: mean(values(of_trainer[name], "DSC")))
-        best = {
-            key: max(in_order, key=lambda name: sign * mean(values(of_trainer[name], key)))
-            for _, key, _, sign in columns
-            if sign and len(in_order) > 1
-        }
+        columns_of_text = []
+        for _, key, form, sign in columns:
+            each = {name: values(of_trainer[name], key) for name in in_order}
+            texts = {name: form(of_name) if of_name else "" for name, of_name in each.items()}
+            if sign and len(in_order) > 1:
+                scores = {name: sign * mean(of_name) for name, of_name in each.items()}
+                texts = best_in_bold(texts, scores)
+            columns_of_text.append(texts)
         for name in in_order:
-            cells = [
-                f"**{cell}**" if best.get(key) == name else cell
-                for _, key, form, _ in columns
-                for each in [values(of_trainer[name], key)]
-                for cell in [form(each) if each else ""]
-            ]
+            cells = [texts[name] for texts in columns_of_text]
             seeds = len(of_trainer[name])
             lines.append(f"| {labelled} | `{name}` | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -103,20 +102,28 @@ def overview(rows: list[Row]) -> str:
     def over_seeds(data: tuple[str, str], key: str) -> dict[str, float]:
         """NaN for trainers that were not trained on it."""
         each = {name: values(groups[name].get(data, []), key) for name in groups}
-        return {name: fmean(of_name) if of_name else math.nan for name, of_name in each.items()}
+        return {name: mean(of_name) if of_name else math.nan for name, of_name in each.items()}
 
     def over_datasets(key: str) -> dict[str, float]:
         each = [over_seeds(data, key) for data in BENCH]
-        return {name: fmean(of_data[name] for of_data in each) for name in groups}
+        return {name: mean(of_data[name] for of_data in each) for name in groups}
+
+    def text(scores: dict[str, float], form: str, sign: int = 1) -> dict[str, str]:
+        """Per cent without their sign; a dash for NaN."""
+        texts = {
+            name: "–" if math.isnan(score) else format(score, form).rstrip("%")
+            for name, score in scores.items()
+        }
+        return best_in_bold(texts, {name: sign * score for name, score in scores.items()})
 
     columns: dict[str, dict[str, str]] = {}
     for data in BENCH:
-        dsc = best_in_bold(over_seeds(data, "DSC"), ".2%", max)
-        hd95 = best_in_bold(over_seeds(data, "HD95"), ".1f", min)
+        dsc = text(over_seeds(data, "DSC"), ".2%")
+        hd95 = text(over_seeds(data, "HD95"), ".1f", sign=-1)
         columns[" ".join(data)] = {name: f"{dsc[name]} / {hd95[name]}" for name in groups}
     means = over_datasets("DSC")
-    columns["mean"] = best_in_bold(means, ".2%", max)
-    columns["post."] = best_in_bold(over_datasets("post. DSC"), ".2%", max)
+    columns["mean"] = text(means, ".2%")
+    columns["post."] = text(over_datasets("post. DSC"), ".2%")
     lines = ["| trainer | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for name in sorted(groups, key=lambda name: 0 if math.isnan(means[name]) else means[name]):
         cells = [column[name] for column in columns.values()]
@@ -124,14 +131,10 @@ def overview(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def best_in_bold(scores: dict[str, float], form: str, pick: Callable[..., float]) -> dict[str, str]:
-    """As text, per cent without their sign; a dash for NaN."""
-    best = pick((score for score in scores.values() if not math.isnan(score)), default=math.nan)
-    texts = {name: format(score, form).rstrip("%") for name, score in scores.items()}
-    return {
-        name: "–" if math.isnan(score) else f"**{texts[name]}**" if score == best else texts[name]
-        for name, score in scores.items()
-    }
+def best_in_bold(texts: dict[str, str], scores: dict[str, float]) -> dict[str, str]:
+    """The text with the highest score in bold; NaN never is."""
+    best = max((score for score in scores.values() if not math.isnan(score)), default=math.nan)
+    return {name: f"**{text}**" if scores[name] == best else text for name, text in texts.items()}
 
 
 def values(rows: list[Row], key: str) -> list[float]:

@@ -25,7 +25,12 @@ from nnunetv2_plgcl.contrast.guidance import (
 )
 from nnunetv2_plgcl.contrast.loss import closed_form_info_nce, sampled_info_nce
 from nnunetv2_plgcl.contrast.memory import ClassMemory
-from nnunetv2_plgcl.contrast.patches import Windows, every_window, window_statistics
+from nnunetv2_plgcl.contrast.patches import (
+    Windows,
+    WindowStatistics,
+    every_window,
+    window_statistics,
+)
 from nnunetv2_plgcl.semisupervised import log
 from nnunetv2_plgcl.semisupervised.losses import sigmoid_rampup
 from nnunetv2_plgcl.semisupervised.settings import SemiSupervisedSettings
@@ -142,9 +147,9 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         self.optimizer.add_param_group({"params": list(self.head.parameters())})
         self.positives = ClassMemory(classes, config.memory_length).to(self.device)
         self.negatives = ClassMemory(classes, config.memory_length).to(self.device)
+        self._window_statistics = self.compiled(window_statistics)
+        self._sampled_info_nce = self.compiled(sampled_info_nce)
         guide: Any = GUIDES[config.guide]
-        self.statistics_of_windows = self.compiled(window_statistics)
-        self.sampled_info_nce = self.compiled(sampled_info_nce)
         self.guide = guide(config.balanced_sides) if guide.two_sided else guide()
         # of its own, so that the mean teacher sees the same batches with the same seed
         self.window_generator = torch.Generator(self.device)
@@ -200,9 +205,6 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
     def draw_windows(self, teacher: Seen, confidence: Tensor, labelled: int = 0) -> Windows:
         """Draw windows of every class in every image (poster step 2).
 
-        Candidates lie a quarter of a window apart. Where each must be embedded first, for the
-        cosine guide, they lie side by side: then the cost is bounded, whatever the embedder (ours).
-
         Args:
             teacher: images (B, C, *spatial) and the teacher's features.
             confidence: (B, K, *spatial).
@@ -210,20 +212,27 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
         """
         classes = draw_classes(confidence, self.most_classes, self.window_generator)
         confidence = of_classes(classes, confidence)
-        size = self.window_size(confidence.shape[2:])
         per_map = self._per_map(confidence)
+        statistics = self.statistics_of_windows(confidence, labelled)
         if not self.guide.needs_similarity:
             sides = 2 if self.guide.two_sided and self.config.balanced_sides else 1
-            certain = 0 if self.label_manager.has_ignore_label else labelled
-            statistics = self.statistics_of_windows(confidence, size, certain=certain)
             windows = self.guide(statistics, sides * per_map, generator=self.window_generator)
             return replace(windows, classes=classes)
-        statistics = self.statistics_of_windows(confidence, size, stride=size)
         with torch.no_grad():
             embeddings = self.teacher_embed(*teacher, confidence, every_window(statistics))
         similarity = cosine_similarity(embeddings, of_classes(classes, self.positives.mean(), 0))
         windows = self.guide(statistics, per_map, similarity, self.window_generator)
         return replace(windows, classes=classes)
+
+    def statistics_of_windows(self, confidence: Tensor, labelled: int) -> WindowStatistics:
+        """Of all candidates, which lie a quarter of a window apart. Where each must be embedded
+        first, for the cosine guide, they lie side by side: then the cost is bounded, whatever the
+        embedder (ours). Arguments as in ``draw_windows``."""
+        size = self.window_size(confidence.shape[2:])
+        stride = size if self.guide.needs_similarity else None
+        certain = 0 if self.label_manager.has_ignore_label else labelled
+        statistics: WindowStatistics = self._window_statistics(confidence, size, stride, certain)
+        return statistics
 
     def contrastive_loss(
         self, student: Seen, teacher: Seen, confidence: Tensor, windows: Windows
@@ -291,7 +300,7 @@ class nnUNetTrainerContrast(nnUNetTrainerSemiSupervised):
             negatives = self.negatives.recall(draws, self.window_generator, classes)
         else:
             negatives = positives.of_other_classes()
-        return self.sampled_info_nce(
+        return self._sampled_info_nce(
             anchors,
             is_anchor,
             positives.entries,

@@ -139,6 +139,10 @@ class SemiSupervisedStep(nnUNetTrainer):
             network = network.module
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
+    def compiled(self, what: Any) -> Any:
+        """A module or function, compiled where nnU-Net compiles its network: on CUDA."""
+        return torch.compile(what) if self._do_i_compile() else what
+
     @property
     def exclusive(self) -> bool:
         """Whether classes exclude one another (softmax) or are regions (sigmoid)."""
@@ -162,10 +166,6 @@ class SemiSupervisedStep(nnUNetTrainer):
             return weak.new_zeros(0, self.label_manager.num_segmentation_heads, *weak.shape[2:])
         with torch.no_grad():
             return class_probabilities((teacher or self._run_teacher)(weak), self.exclusive)
-
-    def compiled(self, what: Any) -> Any:
-        """A module or function, compiled where nnU-Net compiles its network: on CUDA."""
-        return torch.compile(what) if self._do_i_compile() else what
 
     def student_logits(self, images: Tensor) -> list[Tensor]:
         """One student pass, one output per resolution of deep supervision, the finest first."""

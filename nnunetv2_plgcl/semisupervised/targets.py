@@ -50,14 +50,13 @@ def class_shares(pseudo_label: Tensor, num_classes: int, exclusive: bool) -> Ten
         float32, shares of all voxels: (K + 1,), the last of those that are not ignored, to which
         the classes add up; with regions (1 + K + 1,), first of the voxels in none.
     """
-    hard = pseudo_label.shape[1] != num_classes
+    soft = pseudo_label.shape[1] == num_classes
+    target = most_probable(pseudo_label) if exclusive and soft else pseudo_label
+    known = ~ignored_voxels(target, num_classes, exclusive)[:, 0]
     if exclusive:
-        decision = (pseudo_label if hard else most_probable(pseudo_label))[:, 0]
-        masks = [decision == k for k in range(num_classes)]
-        known = decision != num_classes
+        masks = [target[:, 0] == k for k in range(num_classes)]
     else:
-        regions = pseudo_label[:, :num_classes] > 0.5
-        known = ~pseudo_label[:, num_classes:].bool().any(1)
+        regions = target[:, :num_classes] > 0.5
         masks = [~regions.any(1) & known, *(regions & known[:, None]).unbind(1)]
     return torch.stack([mask.sum() for mask in (*masks, known)]) / known.numel()
 

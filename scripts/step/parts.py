@@ -41,9 +41,7 @@ def _parts_of_contrast(trainer: nnUNetTrainerPLGCL_poster) -> dict[str, Callable
             keys = trainer.teacher_embed(*teacher, confidence, windows)
         drawn = trainer.windows_of_anchors(windows)
         anchors = trainer.embed(*student, confidence, drawn).detach().requires_grad_()
-    size = trainer.window_size(confidence.shape[2:])
-    certain = 0 if trainer.label_manager.has_ignore_label else len(images)
-    statistics = trainer.statistics_of_windows(confidence, size, certain=certain)
+    statistics = trainer.statistics_of_windows(confidence, len(images))
     number = windows.valid.shape[2]
 
     def embed() -> Tensor:
@@ -59,7 +57,7 @@ def _parts_of_contrast(trainer: nnUNetTrainerPLGCL_poster) -> dict[str, Callable
             trainer.info_nce(anchors, drawn).backward()
 
     return {
-        "statistics": lambda: trainer.statistics_of_windows(confidence, size, certain=certain),
+        "statistics": lambda: trainer.statistics_of_windows(confidence, len(images)),
         "draw": lambda: trainer.guide(statistics, number, generator=trainer.window_generator),
         "embed": embed,
         "memory": lambda: trainer.remember(keys, windows),

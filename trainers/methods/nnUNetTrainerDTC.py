@@ -11,7 +11,7 @@ from nnunetv2_plgcl.semisupervised.distance import distances_to_probabilities, s
 from nnunetv2_plgcl.semisupervised.features import DecoderFeatures
 from nnunetv2_plgcl.semisupervised.losses import squared_consistency
 from nnunetv2_plgcl.semisupervised.settings import ConsistencySettings
-from nnunetv2_plgcl.semisupervised.targets import class_probabilities
+from nnunetv2_plgcl.semisupervised.targets import class_probabilities, ignored_voxels
 from nnunetv2_plgcl.semisupervised.trainer import nnUNetTrainerSemiSupervised
 from nnunetv2_plgcl.settings import setting
 
@@ -84,11 +84,11 @@ class nnUNetTrainerDTC(nnUNetTrainerSemiSupervised):
         Args:
             target: nnU-Net's at full resolution, (B, C, *spatial).
         """
-        manager, classes = self.label_manager, self.label_manager.num_segmentation_heads
+        classes = self.label_manager.num_segmentation_heads
         true = signed_distances(target, classes, self.exclusive, self.configuration_manager.spacing)
-        if not manager.has_ignore_label:
+        if not self.label_manager.has_ignore_label:
             return squared_consistency(distances, true)
-        known = target != manager.ignore_label if self.exclusive else target[:, classes:] == 0
+        known = ~ignored_voxels(target, classes, self.exclusive)
         return squared_consistency(distances, true, known)
 
     def initialize(self) -> None:
