@@ -71,7 +71,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--settings", type=json.loads, default={}, metavar="JSON",
         help='under "plgcl" in the plans, e.g. \'{"ema_decay": 0.99}\'')  # fmt: skip
     add("--postprocessing", action=argparse.BooleanOptionalAction, default=True,
-        help="evaluate after nnU-Net's postprocessing too")  # fmt: skip
+        help="evaluate after nnU-Net's postprocessing too (default: yes)")  # fmt: skip
     add("--test", nargs=2, type=Path, metavar=("IMAGES", "LABELS"),
         help="evaluate finished trainings on these cases; nothing is trained")  # fmt: skip
     add("-o", dest="output", type=Path, metavar="OUTPUT",

@@ -1,18 +1,12 @@
 #!/usr/bin/env python3
-"""Write the benchmark's tables in the docs from the rows in docs/scores/benchmark.csv.
-
-python scripts/document_results.py [WORK/results.csv ...]
-
-Rows of the files that are named go into docs/scores/benchmark.csv first, in the place of those of
-the same training.
-"""
+"""Write the benchmark's tables in docs/results.md from the rows in docs/scores/benchmark.csv."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -92,8 +86,8 @@ def table(rows: list[Row]) -> str:
 
 
 def overview(rows: list[Row]) -> str:
-    """One line for each trainer, with means over its seeds; those that were trained on all of
-    ``BENCH`` last, by the mean over it. The best of each column in bold."""
+    """One line for each trainer, with means over its seeds: by name those that were not trained on
+    all of ``BENCH``, then the others by the mean over it. The best of each column in bold."""
     groups: dict[str, dict[tuple[str, str], list[Row]]] = {}
     for row in rows:
         of_trainer = groups.setdefault(row["trainer"], {})
@@ -125,7 +119,7 @@ def overview(rows: list[Row]) -> str:
     columns["mean"] = text(means, ".2%")
     columns["post."] = text(over_datasets("post. DSC"), ".2%")
     lines = ["| trainer | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for name in sorted(groups, key=lambda name: 0 if math.isnan(means[name]) else means[name]):
+    for name in sorted(groups, key=lambda of: (0 if math.isnan(means[of]) else means[of], of)):
         cells = [column[name] for column in columns.values()]
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -184,6 +178,17 @@ def write_rows(rows: list[Row]) -> None:
         writer.writerows(rows)
 
 
-if __name__ == "__main__":
-    write_rows(merged(*map(read_rows, [ROWS, *map(Path, sys.argv[1:])])))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "results", nargs="*", type=Path, metavar="WORK/results.csv",
+        help="rows that go into docs/scores/benchmark.csv first, in the place of those of the same "
+        "training",
+    )  # fmt: skip
+    files = parser.parse_args().results
+    write_rows(merged(*map(read_rows, [ROWS, *files])))
     PAGE.write_text(written(PAGE.read_text(), read_rows()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
-"""Write the tables of docs/settings.md from the settings' own definitions.
-
-python scripts/document_settings.py
-"""
+"""Write the tables of docs/settings.md from the settings' own definitions."""
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import Field, fields
 from inspect import get_annotations
@@ -83,4 +81,5 @@ def _shown(default: object) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(written(PAGE.read_text()))

@@ -29,6 +29,12 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="number or name")
 
 
+def add_configuration(parser: argparse._ActionsContainer, required: bool = True) -> None:
+    parser.add_argument(
+        "-c", required=required, metavar="CONFIG", help="of the plans, e.g. 2d or 3d_fullres"
+    )
+
+
 def add_plans(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "-p", "-plans_name", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s"

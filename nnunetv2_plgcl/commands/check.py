@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nnunetv2_plgcl.commands.arguments import (
+    add_configuration,
     add_dataset,
     add_group_pattern,
     add_plans,
@@ -30,7 +31,7 @@ def check(argv: Sequence[str] | None = None) -> None:
         "status 1 where there is an error. Labels of unlabelled cases are not opened.",
     )
     add_dataset(parser)
-    parser.add_argument("-c", required=True, metavar="CONFIG")
+    add_configuration(parser)
     parser.add_argument("-f", required=True, metavar="FOLD", type=fold, help="number or all")
     parser.add_argument(
         "-tr", default="nnUNetTrainerPLGCL", metavar="TRAINER", help="default: %(default)s"

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_plgcl.commands.arguments import add_plans, add_processes, fold, positive
+from nnunetv2_plgcl.commands.arguments import (
+    add_configuration,
+    add_plans,
+    add_processes,
+    fold,
+    positive,
+)
 from nnunetv2_plgcl.commands.errors import errors_in_one_line
 
 if TYPE_CHECKING:
@@ -53,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     trained = parser.add_argument_group("trainers")
     trained.add_argument("-d", metavar="DATASET", help="number or name")
-    trained.add_argument("-c", metavar="CONFIG")
+    add_configuration(trained, required=False)
     trained.add_argument(
         "-f", metavar="FOLD", type=fold, nargs="+", help="numbers, or all (with --test)"
     )
@@ -73,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
         help="repetitions; from the second on with plans of their own, PLANS_seed1, ... "
         "(default 1)",
     )  # fmt: skip
-    trained.add_argument("--launcher", choices=("local", "slurm"), default="local")
+    trained.add_argument(
+        "--launcher", choices=("local", "slurm"), default="local",
+        help="where --run trains (default: %(default)s)",
+    )  # fmt: skip
     trained.add_argument(
         "--slurm", nargs="+", default=[], metavar="NAME=VALUE",
         help="options for sbatch, e.g. partition=gpu time=1-00:00:00",

@@ -23,11 +23,13 @@ def convert(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="folder of the download, or a tar archive of it")
     parser.add_argument("-d", type=int, required=True, metavar="ID", help="number for nnU-Net")
     parser.add_argument(
-        "--protocol", choices=[library.PAPER], help="write the paper's split, a fold each amount"
-    )
+        "--protocol", choices=[library.PAPER],
+        help="also write the paper's split: one fold for each number of labelled cases",
+    )  # fmt: skip
     parser.add_argument(
         "--cine", action="store_true",
-        help="ACDC: frames of the 4D files between the labelled ones as unlabelled images",
+        help="ACDC: frames of the 4D files between the labelled ones as unlabelled images (needs "
+        "--protocol)",
     )  # fmt: skip
     add_processes(parser)
     args = parser.parse_args(argv)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_plgcl.commands.arguments import (
+    add_configuration,
     add_dataset,
     add_plans,
     add_processes,
@@ -26,7 +27,7 @@ def pseudolabel(argv: Sequence[str] | None = None) -> None:
         "them, the least sure first. Run again to go on; corrected predictions are kept.",
     )
     add_dataset(parser)
-    parser.add_argument("-c", required=True, metavar="CONFIG")
+    add_configuration(parser)
     parser.add_argument("-tr", required=True, metavar="TRAINER")
     parser.add_argument("-f", required=True, metavar="FOLD", type=fold, help="number or all")
     add_plans(parser)

@@ -31,9 +31,10 @@ def split(argv: Sequence[str] | None = None) -> None:
     add_group_pattern(parser)
     parser.add_argument(
         "--folds", type=int, default=1,
-        help="with different validation sets, or different labelled ones if --val names cases",
+        help="how many (default 1), with different validation sets, or different labelled ones if "
+        "--val names cases",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default 0)")
     parser.add_argument(
         "--force", action="store_true", help="replace another split (kept as backup)"
     )

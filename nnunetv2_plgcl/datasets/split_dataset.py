@@ -110,7 +110,10 @@ def split_dataset(
     for number, fold in enumerate(splits):
         print(f"fold {number}: {describe_fold(fold, groups)}")
     _warn_of_seen_cases(record, [case for fold in splits for case in fold["val"]])
-    _warn_of_patients_in_images_un(raw, pattern, [case for fold in splits for case in fold["val"]])
+    if images := _images_un(raw):
+        validation_cases = [case for fold in splits for case in fold["val"]]
+        _warn_of_patients_in_images_un(images, pattern, validation_cases)
+        _warn_of_labels_set_aside(len(set(splits[0]["unlabelled"]) - set(no_label)))
     _warn_of_labels(raw, file.parent, description, splits)
     hidden = list(splits[0]["unlabelled"])
     if strict:
@@ -231,13 +234,30 @@ def _warn_of_labels(
         print(f"Warning: {finding.text}")
 
 
-def _warn_of_patients_in_images_un(raw: Path, pattern: str, validation: Sequence[str]) -> None:
+def _images_un(raw: Path) -> list[str]:
+    """Names of the files in imagesUn."""
     folder = raw / UNLABELLED_IMAGES
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    names = [name for name in names if not is_hidden(name)]
-    both = sorted(set(group_matching(names, pattern)) & set(group_cases(validation, pattern)))
+    return [name for name in names if not is_hidden(name)]
+
+
+def _warn_of_patients_in_images_un(
+    images: Sequence[str], pattern: str, validation: Sequence[str]
+) -> None:
+    both = sorted(set(group_matching(images, pattern)) & set(group_cases(validation, pattern)))
     if both:
         print(
-            f"Warning: {len(both)} validation patients have images in {folder} too, {both[0]} for "
-            f"one. Move those away, or name other patients with --val; a training will refuse them."
+            f"Warning: {len(both)} validation patients have images in {UNLABELLED_IMAGES} too, "
+            f"{both[0]} for one. Move those away, or name other patients with --val; a training "
+            f"will refuse them."
+        )
+
+
+def _warn_of_labels_set_aside(number: int) -> None:
+    """Who has unlabelled images needs no split, and would lose labels by one."""
+    if number:
+        print(
+            f"Warning: images of {UNLABELLED_IMAGES} are unlabelled in every fold already, and "
+            f"this split sets the labels of {number} cases aside as well. To learn from all "
+            f"labels, delete splits_final.json: nnU-Net's own folds divide the labelled cases."
         )

@@ -133,9 +133,9 @@ class WeightedDiceCrossEntropy(nn.Module):
     """nnU-Net's soft Dice plus cross-entropy, where each voxel has a weight in every sum.
 
     A voxel of weight 0 leaves the loss: the intersection, both sizes in Dice's denominator, and the
-    mean of the cross-entropy. (In BCP's public code a masked voxel stays in Dice's denominator as
-    background.) Ignored voxels have weight 0. With all weights equal it is nnU-Net's loss; with
-    all of them 0 it has no gradient. Nothing waits for a GPU. Source: nnU-Net 2.8.1; weights ours.
+    mean of the cross-entropy. (BCP's public code kept it in the Dice of background until its issue
+    25.) Ignored voxels have weight 0. With all weights equal it is nnU-Net's loss; with all of them
+    0 it has no gradient. Nothing waits for a GPU. Source: nnU-Net 2.8.1; weights ours.
 
     Args:
         dice: nnU-Net's ``MemoryEfficientSoftDiceLoss``, whose ``loss_mask`` is the weight.

@@ -8,8 +8,9 @@ from typing import Any
 
 from nnunetv2_plgcl.settings import Settings, setting
 
-# What the methods in the public library SSL4MIS share (at its commit 06df604). The weight reaches
-# its value at the last iteration.
+# What the methods in the public library SSL4MIS share (at its commit 06df604), as written there.
+# The weight reaches its value at the last iteration. Its supervised loss is half of Dice plus
+# cross-entropy, nnU-Net's their sum, so here the weight counts half as much.
 SSL4MIS: Mapping[str, Any] = {
     "consistency_weight": 0.1,
     "consistency_rampup_fraction": 1.0,

@@ -44,6 +44,7 @@ from nnunetv2_plgcl.semisupervised.views import (
     WeakStrongViews,
     geometry_of,
     make_deterministic,
+    marking_outside,
     strong_intensity,
 )
 from nnunetv2_plgcl.settings import left_aside, read_settings
@@ -258,16 +259,15 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
             foreground_labels=self.label_manager.foreground_labels,
             **self._unlabelled_target_transforms(),
         )
+        masked = [channel for channel, mask in enumerate(use_mask_for_norm) if mask]
         config = self.config
         cutout = config.cutout_probability if isinstance(config, StrongViewSettings) else 0
         views = WeakStrongViews(
-            geometry_of(transforms) if self.strong_views else transforms,
+            geometry_of(transforms) if self.strong_views else marking_outside(transforms, masked),
             strong_intensity(patch_size, cutout),
-            [channel for channel, masked in enumerate(use_mask_for_norm) if masked],
+            masked,
             self.strong_views,
-            self.num_input_channels - len(self.label_manager.foreground_labels)
-            if self.is_cascaded
-            else None,
+            self.image_channels,
         )
         return loaders.unlabelled_loader(
             self._unlabelled_for_loader(),
@@ -280,6 +280,12 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
             workers,
             pin_memory=self.device.type == "cuda",
         )
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the image; in a cascade those of the first stage's segmentation follow."""
+        of_first_stage = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        return int(self.num_input_channels) - of_first_stage
 
     def _unlabelled_for_loader(self) -> loaders.UnlabelledDataset:
         """The dataset that the unlabelled loader draws from. Methods that store pseudo-labels

@@ -90,14 +90,41 @@ def geometry_of(transforms: ComposeTransforms) -> ComposeTransforms:
     """The part of nnU-Net's training transforms that both views share: everything but the random
     intensity changes; also what changes the first stage's segmentation in a cascade."""
 
-    def changes_intensity(transform: BasicTransform) -> bool:
-        return (
-            isinstance(transform, RandomTransform)
-            and isinstance(transform.transform, ImageOnlyTransform)
-            and not isinstance(transform.transform, OF_FIRST_STAGE)
-        )
+    return ComposeTransforms([t for t in transforms.transforms if not _changes_intensity(t)])
 
-    return ComposeTransforms([t for t in transforms.transforms if not changes_intensity(t)])
+
+def _changes_intensity(transform: BasicTransform) -> bool:
+    return (
+        isinstance(transform, RandomTransform)
+        and isinstance(transform.transform, ImageOnlyTransform)
+        and not isinstance(transform.transform, OF_FIRST_STAGE)
+    )
+
+
+class MarkOutside(BasicTransform):
+    """Sets the segmentation to -1 where all of these channels are exactly 0, as preprocessing does
+    outside the mask inside which they were normalised. Unlabelled cases come without."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = list(channels)
+
+    def apply(self, data_dict: dict, **params: object) -> dict:
+        outside = (data_dict["image"][self.channels] == 0).all(0)
+        data_dict["segmentation"][:, outside] = -1
+        return data_dict
+
+
+def marking_outside(
+    transforms: ComposeTransforms, masked_channels: Sequence[int]
+) -> ComposeTransforms:
+    """nnU-Net's training transforms for images without a label: what lies outside the mask of
+    normalisation is marked before intensities change, so that nnU-Net sets it back to 0."""
+    steps = list(transforms.transforms)
+    if masked_channels:
+        first = next((n for n, step in enumerate(steps) if _changes_intensity(step)), len(steps))
+        steps.insert(first, MarkOutside(masked_channels))
+    return ComposeTransforms(steps)
 
 
 def strong_intensity(patch_size: Sequence[int], cutout_probability: float) -> ComposeTransforms:

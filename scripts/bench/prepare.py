@@ -20,7 +20,7 @@ from nnunetv2_plgcl.datasets.groups import group_cases
 from nnunetv2_plgcl.datasets.split import make_split
 
 PLANS = "nnUNetPlans"
-ALL = "all"  # every training patient is labelled: the upper line
+ALL = "all"  # every training patient is labelled: the upper bound
 DEVELOPMENT_SHARE = 3 / 7  # of the training patients, to look at; 30 of ACDC's 70
 
 

@@ -25,6 +25,8 @@ from nnunetv2_plgcl.datasets.convert.acdc import recover_integers
 from nnunetv2_plgcl.datasets.convert.run import SOURCES, read_protocol
 from nnunetv2_plgcl.datasets.phantom import write_phantom
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch) -> Path:
@@ -131,7 +133,12 @@ def test_real_worker_processes_and_a_kill(folders, volumes):
     verify_dataset_integrity(str(raw), num_processes=1)
 
 
-def test_acdc_protocol_is_that_of_the_literature(folders, in_this_process, tmp_path, capsys):
+def test_acdc_protocol_is_that_of_the_literature(
+    folders, in_this_process, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from bench.prepare import make_folds, require_raw
+
     source = make_acdc(folders / "acdc", [tiny_volume(tmp_path)] * 2, range(1, 101))
     convert("acdc", source, "-d", 27, "--protocol", "paper")
     raw = folders / "raw" / "Dataset027_ACDC"
@@ -145,6 +152,11 @@ def test_acdc_protocol_is_that_of_the_literature(folders, in_this_process, tmp_p
     assert len(names(raw / "imagesTr")) == 160
     assert len(names(raw / "imagesTs")) == len(names(raw / "labelsTs")) == 40
     assert "fold 0: 7 labelled patients" in capsys.readouterr().out
+    for_benchmark = require_raw(raw)
+    folds = {
+        f.labelled: f.cases for f in make_folds(for_benchmark, r"patient\d+") if f.split == "val"
+    }
+    assert [folds[number] for number in ("7", "14", "3")] == splits
 
 
 def test_acdc_lists_agree_with_the_published_ones(acdc):
@@ -389,7 +401,8 @@ def test_another_conversion_takes_nothing_over_from_an_interrupted_one(folders, 
     raw = folders / "raw" / "Dataset027_ACDC"
     assert len(names(raw / "imagesTr")) == len(names(raw / "labelsTr")) == 160
     assert not set(names(raw / "imagesTr")) & set(names(raw / "imagesTs"))
-    assert names(raw) == ["dataset.json", "imagesTr", "imagesTs", "labelsTr", "labelsTs"]
+    parts = ["dataset.json", "imagesTr", "imagesTs", "labelsTr", "labelsTs", "split.json"]
+    assert names(raw) == parts
 
 
 def test_a_replaced_file_is_converted_again(folders, volumes, in_this_process):

@@ -315,6 +315,25 @@ def test_user_errors_are_one_line(folders, monkeypatch):
     assert "nnUNet_raw is not set" in failure("-d", 27, "--labelled", 7)
 
 
+def test_labels_that_a_split_sets_aside_beside_images_un_are_said(folders, acdc, capsys):
+    """Who has unlabelled images needs no split."""
+    raw = folders.parents[1] / "raw" / "Dataset027_ACDC"
+    raw.unlink()
+    raw.mkdir()
+    for part in ("imagesTr", "labelsTr", "dataset.json"):
+        (raw / part).symlink_to(acdc / part)
+    commands.split(["-d", "27", "--labelled", "0.1"])
+    assert "Warning" not in capsys.readouterr().out
+    (raw / "imagesUn").mkdir()
+    shutil.copy(
+        acdc / "imagesTr" / "patient002_frame01_0000.nii.gz",
+        raw / "imagesUn" / "other_0000.nii.gz",
+    )
+    commands.split(["-d", "27", "--labelled", "0.1"])
+    (fold,) = json.loads((folders / "splits_final.json").read_text())
+    assert f"sets the labels of {len(fold['unlabelled'])} cases aside" in capsys.readouterr().out
+
+
 def test_a_split_may_come_before_planning(folders, capsys):
     """So labels that users were told to write for unlabelled cases are said before hours pass."""
     folders.rmdir()

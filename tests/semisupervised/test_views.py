@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
@@ -12,6 +13,7 @@ from nnunetv2_plgcl.semisupervised.views import (
     WeakStrongViews,
     geometry_of,
     make_deterministic,
+    marking_outside,
     strong_intensity,
 )
 
@@ -53,8 +55,6 @@ def test_both_views_have_the_same_coordinates(patch_size):
 
 def test_strong_intensities_move_nothing_on_real_mri(acdc):
     """The phase correlation of weak and strong view peaks at zero displacement."""
-    import SimpleITK as sitk
-
     file = acdc / "imagesTr" / "patient021_frame01_0000.nii.gz"
     volume = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.float32)
     slice_ = torch.from_numpy((volume[4] - volume[4].mean()) / volume[4].std())[None]
@@ -68,8 +68,6 @@ def test_strong_intensities_move_nothing_on_real_mri(acdc):
 
 
 def test_strong_view_changes_more_than_nnunet_on_average(acdc):
-    import SimpleITK as sitk
-
     file = acdc / "imagesTr" / "patient021_frame01_0000.nii.gz"
     volume = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.float32)
     slice_ = torch.from_numpy((volume[4] - volume[4].mean()) / volume[4].std())[None]
@@ -110,6 +108,34 @@ def test_outside_the_nonzero_mask_both_views_stay_zero():
     strong = views(image=image)["image"][2:]
     assert (strong[0, :, :10] == 0).all() and (strong[1, :, :10] == 1).all()
     torch.testing.assert_close(strong[0, :, 10:], image[0, :, 10:] + 1)
+
+
+def test_outside_the_nonzero_mask_nnunets_own_intensities_leave_zeros_too(acdc):
+    """Of a slice without a label, as of one whose segmentation is -1 there."""
+    file = acdc / "imagesTr" / "patient021_frame01_0000.nii.gz"
+    volume = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.float32)
+    slice_ = volume[4, 60:160, 60:160]
+    image = torch.from_numpy((slice_ - slice_.mean()) / slice_.std())[None]
+    image[:, :, :30] = 0
+    no_label = torch.zeros(1, *image.shape[1:])
+    labelled = no_label.clone()
+    labelled[:, :, :30] = -1
+    own = nnunet_transforms((100, 100), [True])
+    views = WeakStrongViews(marking_outside(own, [0]), own, [0], strong_views=0)
+    changed = 0
+    for seed in range(30):
+        np.random.seed(seed), torch.manual_seed(seed)
+        unlabelled = views(image=image.clone(), segmentation=no_label.clone())["image"]
+        np.random.seed(seed), torch.manual_seed(seed)
+        expected = own(image=image.clone(), segmentation=labelled.clone())["image"]
+        np.random.seed(seed), torch.manual_seed(seed)
+        unmarked = own(image=image.clone(), segmentation=no_label.clone())["image"]
+        outside = expected == 0
+        # interpolation leaves something of the image beside the mask's border
+        assert (unlabelled[outside] == 0).float().mean() > 0.95
+        torch.testing.assert_close(unlabelled[~outside], expected[~outside])
+        changed += (unmarked[outside] == 0).float().mean() < 0.5
+    assert changed > 5, "without the mark intensities outside would have changed"
 
 
 def test_cut_out_blanks_the_same_rectangles_in_every_channel():

@@ -41,9 +41,9 @@ class nnUNetTrainerBCP(nnUNetTrainerHardPseudoLabels):
     that true and pseudo-labels meet in every patch that the student sees. In warm-up the box is
     exchanged between two labelled patches. Pseudo-labels are the teacher's decisions, reduced to
     the largest component of each class. The labelled and the unlabelled part of mixed patches have
-    a loss of their own. Departures: nnU-Net's loss at every resolution; the other part leaves every
-    sum of Dice, where the public code takes it for background; the two losses are averaged, so
-    that the step is as long as in warm-up; the last checkpoint, where it selects on validation.
+    a loss of their own, and the other part leaves every sum of it, as in the public code since its
+    issue 25. Departures: nnU-Net's loss at every resolution; the two losses are averaged, so that
+    the step is as long as in warm-up; the last checkpoint, where it selects on validation.
 
     Raises, before training starts and beyond its parent's:
         NotImplementedError: a loss that is not nnU-Net's Dice and cross-entropy.

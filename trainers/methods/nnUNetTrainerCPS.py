@@ -24,7 +24,8 @@ class nnUNetTrainerCPS(nnUNetTrainerHardPseudoLabels):
     Two networks of one architecture and different initial weights see the same patches; the
     decisions of each are the labels of the other's unlabelled patches. The first is deployed, as
     the EMA of its weights or as it is, and the losses in the log are its own. Departures: nnU-Net's
-    Dice and cross-entropy at every resolution, where the paper has cross-entropy alone; no CutMix.
+    Dice and cross-entropy at every resolution, where the paper has cross-entropy alone; no CutMix;
+    decisions for unlabelled patches only, as in SSL4MIS, whose numbers are the published ones.
     """
 
     settings_class = CPSSettings

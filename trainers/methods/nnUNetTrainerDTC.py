@@ -41,8 +41,9 @@ class nnUNetTrainerDTC(nnUNetTrainerSemiSupervised):
     each class, negative inside. It learns this from labelled patches; on all patches the mask that
     its distances give is held to the segmentation by the mean squared difference. No teacher: the
     EMA weights are there to be deployed, and the head is left behind. Departures: the paper has one
-    class, here each foreground class or region has a map, 0 where a patch lacks it; nnU-Net's loss,
-    where the public code computes a cross-entropy and drops it, and selects on the test list.
+    class, here each foreground class or region has a map, 0 where a patch lacks it, as in the
+    public code, so that the mask is one half there; nnU-Net's loss, where the public code computes
+    a cross-entropy and drops it; the last checkpoint, where it selects on the test list.
 
     Raises, before training starts and beyond its parent's:
         NotImplementedError: a network whose decoder gives no features.

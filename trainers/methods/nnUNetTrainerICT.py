@@ -29,8 +29,8 @@ class nnUNetTrainerICT(nnUNetTrainerSemiSupervised):
 
     Two unlabelled patches are blended, and the student's prediction of the blend is held to the
     blend of the teacher's two predictions, by the mean squared difference. Departure: each
-    unlabelled patch is blended with the one before it in the batch, with a share of its own; the
-    public code halves the batch and has one share for all.
+    unlabelled patch is blended with the one before it in the batch, where SSL4MIS, which gives the
+    published numbers, blends one half of the batch with the other.
 
     Raises, before training starts and beyond its parent's:
         ValueError: fewer than two unlabelled patches a batch.

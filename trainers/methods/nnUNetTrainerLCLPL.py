@@ -45,7 +45,8 @@ class nnUNetTrainerLCLPL(nnUNetTrainerSemiSupervised):
     in its own patch and in the others, and away from those of other classes. Unlabelled patches
     have no other loss. Departures: the EMA teacher labels the weak view in every step and the
     student sees the strong one, where the public code refines stored labels by a random field that
-    was tuned on its data; a mean is that of the drawn voxels; patches that lack a class stay.
+    was tuned on its data; a mean is that of the drawn voxels; patches that lack a class stay, and
+    background is a class among the others, so that there is a contrast with one foreground class.
 
     Raises, before training starts and beyond its parent's:
         NotImplementedError: regions; a network whose decoder gives no features.

@@ -43,8 +43,10 @@ class nnUNetTrainerSelfTraining(nnUNetTrainerHardPseudoLabels):
     errs differently on the copy, so each copy corrects the others. One call of nnU-Net's loss
     pools the batch Dice of true and pseudo-labels, at full weight from the first iteration of the
     second stage on. Departures: the labels are the EMA teacher's, the copy has the strong view's
-    intensities where the public code's both have nnU-Net's own, and the planned batch is divided,
-    where it adds an unlabelled one; nothing is selected on validation.
+    intensities where the public code's both have nnU-Net's own, and flips from the first copy on
+    where it begins them late; one decision at full resolution serves all resolutions, where it
+    decides at each; the planned batch is divided, where it adds an unlabelled one; nothing is
+    selected on validation.
     """
 
     settings_class = SelfTrainingSettings

@@ -26,9 +26,10 @@ class nnUNetTrainerTCSM(nnUNetTrainerSemiSupervised):
 
     The teacher sees a rotated and flipped copy of the patch, its prediction is turned back, and the
     student's prediction of the patch is held to it by the mean squared difference: segmentation
-    should turn with the image. Departures: the noise of both sides is our strong view, on the
-    student's; turns are those that leave voxels on the grid, without scaling. In a public mirror of
-    the code both passes run without gradient, so its consistency trains nothing; not repeated.
+    should turn with the image. Departures: unlabelled patches only, where the paper holds labelled
+    ones to it too; the noise of both sides is our strong view, on the student's; turns are those
+    that leave voxels on the grid, without scaling. In a public mirror of the code both passes run
+    without gradient, so its consistency trains nothing; not repeated.
     """
 
     settings_class = TCSMSettings

@@ -78,6 +78,7 @@ class nnUNetTrainerUAMT(nnUNetTrainerSemiSupervised):
         for _ in range(self.config.teacher_passes):
             turn = self.spatial_view(weak)
             noise = torch.randn_like(weak).clamp(-LARGEST_NOISE, LARGEST_NOISE)
+            noise[:, self.image_channels :] = 0
             copy = turn(weak + self.config.noise * noise)
             predictions.append(turn.undo(self.pseudo_label(copy)))
         return torch.stack(predictions).mean(0)

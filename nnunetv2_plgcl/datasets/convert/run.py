@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -95,7 +96,8 @@ def convert(
         folder: of the download, or a tar archive of it, which is begun anew after an interruption.
         dataset_id: 1 to 999, for nnU-Net.
         protocol: ``PAPER`` to write the paper's split, one fold for each number of labelled
-            patients, with its test patients in imagesTs; None to take the official parts.
+            patients, with its test patients in imagesTs, and beside dataset.json a split.json for
+            ``scripts/benchmark.py`` where no labels are hidden; None to take the official parts.
         cine: see ``acdc.find``; only with a protocol, as frames of validation patients must not
             become unlabelled images.
         processes: worker processes.
@@ -184,6 +186,8 @@ def convert(
                 f"Labels of {len(hidden)} cases that are unlabelled in every fold are hidden from "
                 f"planning (nnUNetv2_plgcl_split -d {dataset_id} --undo brings them back)."
             )
+        else:
+            write_json(staging / "split.json", split_for_the_benchmark(splits, lists))
         preprocessed.mkdir(parents=True, exist_ok=True)
         write_split(preprocessed / "splits_final.json", splits)
     (staging / MANIFEST).unlink()
@@ -268,6 +272,20 @@ def protocol_splits(cases: list[RawCase], protocol: Protocol) -> list[dict[str, 
                 fold["unlabelled"].append(case.name)
         splits.append({part: sorted(names) for part, names in fold.items()})
     return splits
+
+
+def split_for_the_benchmark(
+    splits: Sequence[dict[str, list[str]]], protocol: Protocol
+) -> dict[str, Any]:
+    """The same as ``scripts/benchmark.py`` reads it: training, validation and labelled cases."""
+    return {
+        "source": protocol.source,
+        "train": sorted(splits[0]["train"] + splits[0]["unlabelled"]),
+        "val": splits[0]["val"],
+        "labelled": {
+            number: fold["train"] for number, fold in zip(protocol.labelled, splits, strict=True)
+        },
+    }
 
 
 def write_case(dataset: str, case: RawCase, folder: Path) -> None:
