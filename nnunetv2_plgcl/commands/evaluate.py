@@ -34,7 +34,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         parser.error(f"there is no folder {output.parent}")
 
     with errors_in_one_line(parser.prog):
-        from nnunetv2_plgcl.datasets.description import read_dataset
+        from nnunetv2_plgcl.datasets.description import class_names, read_dataset
         from nnunetv2_plgcl.evaluation import evaluate as library
 
         dataset = read_dataset(args.djfile)
@@ -43,7 +43,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         )
         library.write_json(summary, output)
         library.write_csv(summary, output.with_suffix(".csv"))
-        print(library.table(summary, library.class_names(dataset)))
+        print(library.table(summary, class_names(dataset)))
         for warning in summary["warnings"]:
             print(f"warning {warning}")
         print(f"Written: {output}, {output.with_suffix('.csv')}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunetv2_plgcl.datasets.files import states_of
+from nnunetv2_plgcl.datasets.files import replacing, states_of
 
 IN_THIS_PROCESS = 64  # so many cases are read before worker processes have started
 
@@ -121,11 +121,7 @@ def _checksum(values: Values) -> int:
 
 
 def _write(cache: Path, content: Mapping[str, Any]) -> None:
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
-    try:
+    with suppress(OSError):  # a full or read-only disk is no reason to refuse
         cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, cache)
-    except OSError:  # a full or read-only disk is no reason to refuse
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        with replacing(cache) as stream:
+            stream.write(json.dumps(content).encode())

@@ -164,3 +164,15 @@ def _require_readable(plans: dict[str, Any], configuration: str, file: Path) -> 
             f"nnU-Net cannot read configuration {configuration} of {file}: {one_line(error)}. "
             f"Correct it, or plan again."
         ) from error
+
+
+def class_names(dataset: Mapping[str, Any]) -> list[str]:
+    """Of the classes, in the order of a summary.
+
+    Raises:
+        ValueError: nnU-Net refuses the labels.
+    """
+    labels = label_manager(dataset)
+    values = {n: values_of(v) for n, v in labels.label_dict.items() if n != "ignore"}
+    foreground = [name for name, of_class in values.items() if of_class != {0}]
+    return foreground if labels.has_regions else sorted(foreground, key=lambda n: max(values[n]))

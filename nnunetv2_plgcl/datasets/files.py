@@ -6,17 +6,22 @@ Source: ours.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nnunetv2_plgcl.datasets.groups import EVERY_CASE_ITSELF
 
 PARTS = ("train", "val", "unlabelled")  # of a fold; any other key is passed over
 GROUPS = "plgcl_groups.json"  # beside splits_final.json
+UNFINISHED = ".tmp"  # ending of what is being written
+
+_count = itertools.count()
 
 
 def read_json(file: Path, unique_keys: bool = False) -> Any:
@@ -70,11 +75,28 @@ def _kind(content: object) -> str:
     return kinds.get(type(content), "a number")
 
 
+@contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream to a temporary file beside ``file``, which becomes it once it is whole on the disk.
+
+    Whatever interrupts it, ``file`` is either the old one or the new one. Each temporary file has
+    its own name: another process, or a signal, may begin another one meanwhile.
+    """
+    temporary = file.with_name(f"{file.name}.{os.getpid()}_{next(_count)}{UNFINISHED}")
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(file: Path, content: object) -> None:
     """Write in one step, so that no reader ever sees half of it."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
-    os.replace(temporary, file)
+    with replacing(file) as stream:
+        stream.write(json.dumps(content, indent=4).encode())
 
 
 def states_of(files: Iterable[Path]) -> list[list]:
@@ -195,7 +217,7 @@ def write_group_pattern(preprocessed: Path, pattern: str) -> None:
     if pattern == EVERY_CASE_ITSELF:
         (preprocessed / GROUPS).unlink(missing_ok=True)
     else:
-        (preprocessed / GROUPS).write_text(json.dumps({"group_by": pattern}), encoding="utf-8")
+        write_json(preprocessed / GROUPS, {"group_by": pattern})
 
 
 def require_replaceable(
@@ -234,15 +256,7 @@ def write_split(
     if not require_replaceable(file, split, force):
         return None
     backup = _back_up(file) if file.exists() else None
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            json.dump(split, stream, indent=4)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(file, split)
     return backup
 
 

@@ -15,17 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_plgcl.datasets.files import dataset_number
+from nnunetv2_plgcl.datasets.files import dataset_number, write_json
 from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.raw import is_hidden
 
 UNLABELLED_IMAGES = "imagesUn"
 PREPROCESSING = "preprocessing.json"  # how the images of a folder were preprocessed
-OF_PLANS = (
-    "image_reader_writer",
-    "transpose_forward",
-    "foreground_intensity_properties_per_channel",
-)
+OF_PLANS = ("image_reader_writer", "transpose_forward")
 OF_CONFIGURATION = (
     "preprocessor_name",
     "spacing",
@@ -45,16 +41,19 @@ def preprocessing_of(plans: dict, configuration: str) -> dict[str, Any]:
     """The part of the plans that decides how an image is preprocessed."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # imports torch
 
-    resolved = PlansManager(plans).get_configuration(configuration).configuration
+    manager = PlansManager(plans)
+    resolved = manager.get_configuration(configuration).configuration
+    of_intensity = "foreground_intensity_properties_per_channel"  # nnU-Net reads an older key too
     return {
         **{key: plans[key] for key in OF_PLANS},
+        of_intensity: getattr(manager, of_intensity),
         **{key: resolved[key] for key in OF_CONFIGURATION},
     }
 
 
 def write_preprocessing(folder: Path, preprocessing: dict[str, Any]) -> None:
     """Note in the folder how its images were preprocessed."""
-    (folder / PREPROCESSING).write_text(json.dumps(preprocessing, indent=4))
+    write_json(folder / PREPROCESSING, preprocessing)
 
 
 def read_preprocessing(folder: Path) -> dict[str, Any] | None:

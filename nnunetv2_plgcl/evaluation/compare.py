@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
+from nnunetv2_plgcl.datasets.description import class_names
 from nnunetv2_plgcl.evaluation import comparison as library
 from nnunetv2_plgcl.evaluation import launch
 from nnunetv2_plgcl.evaluation.comparison import METRICS, Comparison
-from nnunetv2_plgcl.evaluation.evaluate import class_names
 from nnunetv2_plgcl.evaluation.figures import box_plot, learning_curves
 from nnunetv2_plgcl.evaluation.pictures import overlays, tsne_of_features
 from nnunetv2_plgcl.evaluation.plan import Plan, Request, make_plan

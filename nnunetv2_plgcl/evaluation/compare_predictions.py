@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from nnunetv2_plgcl.datasets.description import class_names
 from nnunetv2_plgcl.evaluation.comparison import METRICS, Comparison, one_unit, rows_of
-from nnunetv2_plgcl.evaluation.evaluate import class_names, evaluate_folder, require_same_cases
+from nnunetv2_plgcl.evaluation.evaluate import evaluate_folder, require_same_cases
 from nnunetv2_plgcl.evaluation.figures import box_plot
 from nnunetv2_plgcl.evaluation.publish import Published, publish
 from nnunetv2_plgcl.evaluation.report import picture_of

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunetv2_plgcl.evaluation.evaluate import REPORTED, class_names, evaluate_folder
+from nnunetv2_plgcl.datasets.description import class_names
+from nnunetv2_plgcl.evaluation.evaluate import REPORTED, evaluate_folder
 from nnunetv2_plgcl.evaluation.folds import Fold
 from nnunetv2_plgcl.evaluation.runs import Course, Run
 from nnunetv2_plgcl.evaluation.statistics import bootstrap_interval, holm, paired_wilcoxon
@@ -181,8 +182,9 @@ def results(comparison: Comparison) -> pd.DataFrame:
                 row[metric] = _mean(values)
                 row[f"{metric} low"], row[f"{metric} high"] = bootstrap_interval(values)
             of_dice = of_trainer[of_trainer["metric"] == "DSC"]
-            repetitions = of_dice.groupby(["fold", "seed"])["value"].mean()
-            row["DSC sd over seeds"] = float(repetitions.std())
+            of_training = of_dice.groupby(["fold", "seed"])["value"].mean()
+            # within folds, whose validation cases differ
+            row["DSC sd over seeds"] = math.sqrt(of_training.groupby("fold").var().mean())
             for metric in METRICS:
                 for of_class in comparison.classes:
                     values = comparison.per_case(labelled, metric, of_class)[trainer].to_numpy()

@@ -22,7 +22,7 @@ from nnunetv2.evaluation.evaluate_predictions import (
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_plgcl.datasets.description import label_manager, values_of
+from nnunetv2_plgcl.datasets.description import label_manager
 from nnunetv2_plgcl.datasets.names import first, some
 from nnunetv2_plgcl.datasets.raw import require_text
 from nnunetv2_plgcl.evaluation.geometry import (
@@ -253,18 +253,6 @@ def regions_of(labels: LabelManager) -> list[Region]:
         return list(labels.foreground_labels)
     regions = labels.foreground_regions
     return [tuple(map(int, r)) if isinstance(r, tuple) else int(r) for r in regions]
-
-
-def class_names(dataset: Mapping[str, Any]) -> list[str]:
-    """Of the classes, in the order of a summary.
-
-    Raises:
-        ValueError: nnU-Net refuses the labels.
-    """
-    labels = label_manager(dataset)
-    values = {n: values_of(v) for n, v in labels.label_dict.items() if n != "ignore"}
-    foreground = [name for name, of_class in values.items() if of_class != {0}]
-    return foreground if labels.has_regions else sorted(foreground, key=lambda n: max(values[n]))
 
 
 def summarise(cases: list[dict[str, Any]], regions: Sequence[Region]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ outside. Distances run between voxel centres.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,12 +69,6 @@ def surface_distances(
         distance_transform_edt(~surface, sampling=sampling[axes]) for surface in surfaces
     )
     return SurfaceDistances(of_reference[surfaces[0]], of_prediction[surfaces[1]])
-
-
-def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """2 |A and B| / (|A| + |B|); NaN where both are empty, as nnU-Net has it."""
-    total = int(prediction.sum()) + int(reference.sum())
-    return 2 * int((prediction & reference).sum()) / total if total else math.nan
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:

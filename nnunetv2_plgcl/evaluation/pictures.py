@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-from nnunetv2_plgcl.datasets.description import label_manager
+from nnunetv2_plgcl.datasets.description import class_names, label_manager
 from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.evaluation import tsne
 from nnunetv2_plgcl.evaluation.comparison import Comparison, cases_to_show
-from nnunetv2_plgcl.evaluation.evaluate import class_names
 from nnunetv2_plgcl.evaluation.overlay import overlay_figure, slice_with_most_foreground
 from nnunetv2_plgcl.evaluation.report import Picture, picture_of
 from nnunetv2_plgcl.evaluation.runs import Run
@@ -101,7 +100,8 @@ def tsne_of_features(
         cases: preprocessed ones with labels.
 
     Returns:
-        The picture; or none, and a note why: a network without an encoder, too few patches.
+        The picture; or none, and a note why: a network without an encoder, a cascade's second
+        stage, too few patches, no memory.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -114,7 +114,7 @@ def tsne_of_features(
             file = Path(folder) / "tsne.png"
             tsne.tsne_figure(features, file)
             png = file.read_bytes()
-    except (NotImplementedError, ValueError, FileNotFoundError) as error:
+    except (RuntimeError, ValueError, FileNotFoundError) as error:  # a full GPU among them
         return [], [f"No t-SNE of features: {error}"]
     title = f"Patches of validation cases by class (t-SNE), fold {fold}"
     return [Picture(title, png, wide=True)], []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_plgcl.datasets.check import check_training
 from nnunetv2_plgcl.datasets.check.start import find_trainer, try_start
@@ -219,6 +220,13 @@ def _require_evaluable(plan: Plan) -> None:
         if not plan.folds[run.fold].validation:
             raise ValueError(f"{_named(run)} has no validation case.")
     if request.test:
+        configuration = PlansManager(plan.plans).get_configuration(request.configuration)
+        if configuration.previous_stage_name is not None:
+            raise ValueError(
+                f"{request.configuration} is the second stage of a cascade, for which --test would "
+                f"need the first one's predictions. Predict the cases with nnUNetv2_predict, then "
+                f"compare them with --predictions."
+            )
         labels = request.test[1]
         if not labels.is_dir():
             raise ValueError(f"There is no folder {labels}.")

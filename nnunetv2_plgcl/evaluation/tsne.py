@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from nnunetv2_plgcl.contrast.embedding import EncoderFeatures, FeatureEmbedder
 from nnunetv2_plgcl.contrast.guidance import LowestEntropyGuide
 from nnunetv2_plgcl.contrast.patches import window_statistics
+from nnunetv2_plgcl.datasets.description import class_names
 from nnunetv2_plgcl.datasets.preprocessed import require_no_other_files
 from nnunetv2_plgcl.model_files import load_model
 
@@ -154,7 +155,9 @@ def features_of_model(
             classes.append(found[1].cpu().numpy())
     finally:
         np.random.set_state(state)
-    return PatchFeatures(np.concatenate(features), np.concatenate(classes), _class_names(labels))
+    foreground = class_names(predictor.dataset_json)
+    names = foreground if labels.has_regions else ["background", *foreground]
+    return PatchFeatures(np.concatenate(features), np.concatenate(classes), tuple(names))
 
 
 def reference_maps(segmentation: Tensor, labels: LabelManager) -> Tensor:
@@ -225,6 +228,8 @@ def tsne(features: np.ndarray, seed: int = 0, perplexity: float = 30) -> np.ndar
 def _loader(predictor: nnUNetPredictor, cases: Sequence[str]) -> nnUNetDataLoader:
     """Patches of the network's size, each with foreground."""
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
+    if configuration.previous_stage_name is not None:
+        raise NotImplementedError("the second stage of a cascade sees more than the image.")
     folder = Path(nnUNet_preprocessed) / plans.dataset_name / configuration.data_identifier
     missing = [case for case in cases if not (folder / f"{case}.pkl").is_file()]
     if missing or not cases:
@@ -238,11 +243,3 @@ def _loader(predictor: nnUNetPredictor, cases: Sequence[str]) -> nnUNetDataLoade
     return nnUNetDataLoader(
         dataset, BATCH, size, size, predictor.label_manager, oversample_foreground_percent=1
     )
-
-
-def _class_names(labels: LabelManager) -> tuple[str, ...]:
-    """In the order of ``reference_maps``."""
-    known = {name: value for name, value in labels.label_dict.items() if name != "ignore"}
-    if labels.has_regions:
-        return tuple(name for name, value in known.items() if value != 0)
-    return tuple(sorted(known, key=lambda name: known[name]))

@@ -15,11 +15,10 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
-from nnunetv2_plgcl.datasets.description import channel_names, label_manager
+from nnunetv2_plgcl.datasets.description import channel_names, class_names, label_manager
 from nnunetv2_plgcl.datasets.files import states_of, write_json
 from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.raw import companions
-from nnunetv2_plgcl.evaluation.evaluate import class_names
 from nnunetv2_plgcl.evaluation.refuse import check_reference
 from nnunetv2_plgcl.evaluation.runs import Run
 from nnunetv2_plgcl.pseudolabels.predict import MirroredPredictor

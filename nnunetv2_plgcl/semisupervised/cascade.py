@@ -10,10 +10,12 @@ the second stage sees segmentations better than those of new images. Source: our
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,6 +112,8 @@ def predict_for_next_stages(trainer: nnUNetTrainer, unlabelled: UnlabelledDatase
     trainer.set_deep_supervision_enabled(False)
     trainer.network.eval()
     ranks = dist.get_world_size() if trainer.is_ddp else 1
+    if trainer.is_ddp:
+        dist.barrier()  # what one rank writes must not shorten the list of another
     pending: deque[Future] = deque()
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(default_num_processes, spawn) as pool:
@@ -127,24 +131,40 @@ def predict_for_next_stages(trainer: nnUNetTrainer, unlabelled: UnlabelledDatase
             properties = {"spacing": [1.0] * 3, "shape_after_cropping_and_before_resampling": shape}
             pending.append(
                 pool.submit(
-                    resample_and_save,
+                    _resample_and_replace,
+                    file,
+                    file.parent.parent == everyone,
                     logits,
                     shape,
-                    str(file),
                     trainer.plans_manager,
                     trainer.configuration_manager,
                     properties,
                     trainer.dataset_json,
-                    default_num_processes,
-                    nnUNetDatasetBlosc2,
                 )
             )
         for future in pending:
             future.result()
-    for _, _, file in work[trainer.local_rank :: ranks]:
-        if file.parent.parent == everyone:
-            file.with_name(f"{file.name}.{STAND_IN}").touch()
     trainer.set_deep_supervision_enabled(True)
+
+
+def _resample_and_replace(
+    file: Path, stands_in: bool, logits: torch.Tensor, shape: Sequence[int], *of_training: Any
+) -> None:
+    """Write a segmentation under another name, then rename, so that a kill leaves no half of one.
+
+    Args:
+        file: without ending.
+        stands_in: note that its case was trained on; before the renaming, so that it is never taken
+            for nnU-Net's.
+        logits, shape, of_training: for nnU-Net's ``resample_and_save``.
+    """
+    unfinished = file.with_name(f".{file.name}")
+    resample_and_save(
+        logits, shape, str(unfinished), *of_training, default_num_processes, nnUNetDatasetBlosc2
+    )
+    if stands_in:
+        file.with_name(f"{file.name}.{STAND_IN}").touch()
+    os.replace(f"{unfinished}.b2nd", f"{file}.b2nd")
 
 
 def _is_validated(file: Path) -> bool:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from nnunetv2_plgcl.semisupervised.targets import foreground_masks
 
-SHARPNESS = 1500.0  # DTC's k
-
 
 def signed_distances(
     target: Tensor, num_classes: int, exclusive: bool, spacing: Sequence[float]
@@ -45,7 +43,7 @@ def signed_distances(
     return torch.from_numpy(maps).to(target.device).view(masks.shape)
 
 
-def distances_to_probabilities(distances: Tensor, sharpness: float = SHARPNESS) -> Tensor:
+def distances_to_probabilities(distances: Tensor, sharpness: float) -> Tensor:
     """A soft map of signed distances: above 0.5 inside, below outside. Source: DTC.
 
     Args:

@@ -72,8 +72,7 @@ class ResumableTraining(SemiSupervisedStep):
             return "Nothing was written, as checkpointing is disabled."
         epoch = max(self._resume_point["current_epoch"], self._newest_on_disk)
         return (
-            f"checkpoint_latest.pth holds the beginning of epoch {epoch}: --c goes on from there, "
-            f"to the same result."
+            f"checkpoint_latest.pth holds the beginning of epoch {epoch}: --c goes on from there."
         )
 
     @contextmanager

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shlex
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from nnunetv2_plgcl.datasets.files import UNFINISHED, replacing
+
 STATE_KEY = "plgcl"
-UNFINISHED = ".tmp"
-_number = itertools.count()
 OF_NNUNET = (  # what nnUNetTrainer.save_checkpoint writes and load_checkpoint reads
     "network_weights", "optimizer_state", "grad_scaler_state", "logging", "_best_ema",
     "current_epoch", "init_args", "trainer_name",
@@ -48,27 +45,9 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(inner, f"{name}.{key}" if name else str(key))
 
 
-@contextmanager
-def _replacing(file: Path) -> Iterator[IO[bytes]]:
-    """A stream to a temporary file beside ``file``, which becomes it once it is whole on the disk.
-
-    Whatever interrupts it, ``file`` is either the old one or the new one. Each temporary file has
-    its own name: a signal may begin another one meanwhile.
-    """
-    temporary = file.with_name(f"{file.name}.{os.getpid()}_{next(_number)}{UNFINISHED}")
-    try:
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_atomically(checkpoint: dict, file: str | Path) -> None:
     """Save a checkpoint, so that ``file`` is whole at any time."""
-    with _replacing(Path(file)) as stream:
+    with replacing(Path(file)) as stream:
         torch.save(checkpoint, stream)
 
 
@@ -178,6 +157,6 @@ def make_latest(best: Path) -> None:
     """
     with (
         open(best, "rb") as source,
-        _replacing(best.with_name("checkpoint_latest.pth")) as stream,
+        replacing(best.with_name("checkpoint_latest.pth")) as stream,
     ):
         shutil.copyfileobj(source, stream)

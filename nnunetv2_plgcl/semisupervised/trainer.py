@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
 from nnunetv2_plgcl.datasets.check import check_training
+from nnunetv2_plgcl.datasets.description import class_names
 from nnunetv2_plgcl.datasets.files import dataset_number, read_split
 from nnunetv2_plgcl.datasets.names import some
 from nnunetv2_plgcl.datasets.preprocessed import require_no_other_files
@@ -56,7 +56,8 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
 
     Stage 1 (warm-up) trains on labelled cases alone with nnU-Net's full batch. In stage 2 a part
     of the batch is unlabelled: the student sees its strong view, the teacher its weak view.
-    Iterations, plans, split, labelled augmentation and validation are nnU-Net's own.
+    Iterations, plans, split, labelled augmentation and validation are nnU-Net's own, but patches
+    are drawn onto foreground with a probability, as in ``nnUNetTrainer_probabilisticOversampling``.
 
     A subclass writes ``train_step`` from the named pieces of ``SemiSupervisedStep``;
     ``settings_class`` declares what it can be told in the plans, ``fixed_config`` holds what the
@@ -259,7 +260,7 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
             foreground_labels=self.label_manager.foreground_labels,
             **self._unlabelled_target_transforms(),
         )
-        masked = [channel for channel, mask in enumerate(use_mask_for_norm) if mask]
+        masked = self.masked_channels
         config = self.config
         cutout = config.cutout_probability if isinstance(config, StrongViewSettings) else 0
         views = WeakStrongViews(
@@ -286,6 +287,12 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
         """Channels of the image; in a cascade those of the first stage's segmentation follow."""
         of_first_stage = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
         return int(self.num_input_channels) - of_first_stage
+
+    @property
+    def masked_channels(self) -> list[int]:
+        """Channels that are normalised inside a mask, and 0 outside of it."""
+        masks = self.configuration_manager.use_mask_for_norm
+        return [channel for channel, masked in enumerate(masks) if masked]
 
     def _unlabelled_for_loader(self) -> loaders.UnlabelledDataset:
         """The dataset that the unlabelled loader draws from. Methods that store pseudo-labels
@@ -319,9 +326,9 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
             f"training is kept in checkpoint_latest.pth: bring them back and continue with --c."
         )
 
-    @staticmethod
-    def get_training_transforms(*args, **kwargs):
-        return make_deterministic(nnUNetTrainer.get_training_transforms(*args, **kwargs))
+    # static in nnU-Net, which calls it on the trainer; not here, where others may stand in between
+    def get_training_transforms(self, *args, **kwargs):  # type: ignore[override]
+        return make_deterministic(super().get_training_transforms(*args, **kwargs))
 
     # ---- epochs ------------------------------------------------------------------------------
 
@@ -360,8 +367,7 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
         if only is None or self.said_collapsed:
             return
         self.said_collapsed = True
-        labels = {n: v for n, v in self.dataset_json["labels"].items() if n != "ignore"}
-        names = sorted(labels, key=lambda n: int(labels[n])) if self.exclusive else list(labels)
+        names = ["background", *class_names(self.dataset_json)]
         self.print_to_log_file(
             f"warning: all pseudo-labels of epoch {self.current_epoch} are {names[only]}, so "
             f"unlabelled cases teach nothing. Look at the labels, and at the share of the largest "

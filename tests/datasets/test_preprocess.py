@@ -131,6 +131,11 @@ def test_newer_and_vanished_images_and_other_plans_are_noticed(prepared, in_this
     assert preprocess_unlabelled(prepared.name, TINY, show_progress=False) == (1, 0)
     assert image(folder_un(prepared), first).shape != before
 
+    intensities = plans.pop("foreground_intensity_properties_per_channel")
+    plans["foreground_intensity_properties_by_modality"] = intensities  # of early plans
+    (prepared.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert preprocess_unlabelled(prepared.name, TINY, show_progress=False) == (0, 1)
+
 
 def test_a_damaged_image_is_named_and_the_others_are_done(prepared, in_this_process, capsys):
     good, bad = put_unlabelled(prepared, prepared.split["unlabelled"][:2])

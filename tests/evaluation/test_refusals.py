@@ -135,6 +135,10 @@ def test_what_cannot_be_compared_is_refused_before_the_first_training(copy, here
     test = ("--test", tmp_path / "images", tmp_path / "labels")
     assert "has 2 channels, dataset.json names 1" in failure(copy, *run_both, *test)
     assert "add --test" in failure(copy, "-f", "all", *run_both)
+    plans = copy.plans()
+    plans["configurations"]["second"] = {"inherits_from": TINY, "previous_stage": TINY}
+    (copy.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert "second stage of a cascade" in failure(copy, "-c", "second", *run_both, *test)
     assert here == [] and not list(copy.results.rglob("*.pth"))
 
 

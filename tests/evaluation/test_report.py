@@ -63,6 +63,8 @@ def test_table_counts_a_case_once_whatever_its_repetitions():
         assert row["DSC sd over seeds"] == pytest.approx(0.01 / np.sqrt(2))
         assert row["empty predictions"] == (1 if row["trainer"] == TRAINERS[0] else 0)
         assert row["ms per iteration"] == pytest.approx(300) and np.isnan(row["peak memory (GiB)"])
+    one_seed = library.results(comparison_of(seeds=1))
+    assert one_seed["DSC sd over seeds"].isna().all()
     # twelve differences of one sign: 2 / 2**12, which Holm multiplies by the number of tests
     tests = library.tests(comparison)
     dice = tests[tests.metric == "DSC"]

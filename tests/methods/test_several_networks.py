@@ -60,12 +60,20 @@ def test_admt_joins_two_teachers_and_in_doubt_the_student(exclusive):
 
 
 def test_admt_teachers_follow_in_turns_of_at_most_the_longest():
+    turns = turns_of_admt(rank=0)
+    lengths = [len(turn) for turn in turns.replace("12", "1 2").replace("21", "2 1").split()]
+    assert lengths[0] == 3 and set(lengths[:-1]) == {1, 2, 3}
+    assert turns_of_admt(rank=1) == turns, "teachers of all ranks stay the same"
+
+
+def turns_of_admt(rank: int) -> str:
+    """Which teacher follows in each of 60 steps."""
     trainer = object.__new__(nnUNetTrainerADMT)
     trainer.config = ADMTSettings(longest_turn=3)
     trainer.network = torch.nn.Linear(1, 1)
     trainer.teacher, trainer.second_teacher = (EMATeacher(trainer.network, 0.9) for _ in range(2))
     trainer.first_has_turn, trainer.left_of_turn = True, 3
-    torch.manual_seed(0)
+    torch.manual_seed(rank)  # each rank of a distributed training has its own random numbers
     turns = []
     for _ in range(60):
         before = int(trainer.teacher.n_averaged), int(trainer.second_teacher.n_averaged)
@@ -73,10 +81,7 @@ def test_admt_teachers_follow_in_turns_of_at_most_the_longest():
         after = int(trainer.teacher.n_averaged), int(trainer.second_teacher.n_averaged)
         assert sum(after) == sum(before) + 1, "one of them follows in each step"
         turns.append("1" if after[0] > before[0] else "2")
-    lengths = [
-        len(turn) for turn in "".join(turns).replace("12", "1 2").replace("21", "2 1").split()
-    ]
-    assert lengths[0] == 3 and set(lengths[:-1]) == {1, 2, 3}
+    return "".join(turns)
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from training import tiny
 
 from nnunetv2_plgcl import commands
+from nnunetv2_plgcl.evaluation.tsne import features_of_model
 from nnunetv2_plgcl.semisupervised import cascade
 from nnunetv2_plgcl.trainers.nnUNetTrainerPLGCL import nnUNetTrainerPLGCL
 
@@ -94,6 +95,21 @@ def test_the_second_stage_trains_on_what_the_first_predicted(prepared, monkeypat
     np.testing.assert_array_equal(loaded, stored)
 
     stage(prepared, SECOND).run_training()
+    model = Path(second.output_folder_base)
+    with pytest.raises(NotImplementedError, match="second stage of a cascade"):
+        features_of_model(model, 0, prepared.split["val"])
+
+
+def test_a_kill_leaves_no_half_of_a_segmentation(tmp_path, monkeypatch):
+    def killed(logits, shape, file, *_):
+        Path(f"{file}.b2nd").write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cascade, "resample_and_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        cascade._resample_and_replace(tmp_path / "case", True, torch.zeros(1), (1,))
+    assert not (tmp_path / "case.b2nd").exists()
+    assert not cascade._is_validated(tmp_path / "case")
 
 
 def test_the_check_asks_for_the_first_stage(prepared, capsys):

@@ -45,7 +45,7 @@ def test_distances_are_those_to_the_nearest_voxel_of_the_other_side(exclusive, s
         torch.testing.assert_close(maps[image, number], by_hand(mask, spacing))
     assert maps.min() == -1 and maps.max() == 1
     assert torch.equal(maps < 0, masks), "the sign tells the label"
-    assert torch.equal(distances_to_probabilities(maps) > 0.5, masks)
+    assert torch.equal(distances_to_probabilities(maps, 1500) > 0.5, masks)
 
 
 def test_patches_without_a_class_and_full_of_it():
@@ -66,4 +66,4 @@ def test_ignored_voxels_are_outside():
 def test_the_soft_map_is_dtcs():
     z = torch.tensor([-1.0, -1e-3, 0.0, 1e-3, 1.0])
     expected = [1 / (1 + math.exp(min(1500 * v, 700))) for v in z.tolist()]
-    assert distances_to_probabilities(z).tolist() == pytest.approx(expected, abs=1e-6)
+    assert distances_to_probabilities(z, 1500).tolist() == pytest.approx(expected, abs=1e-6)

@@ -50,6 +50,21 @@ def second_student(is_ddp):
     return SecondStudent(trainer)
 
 
+def compiled_decoders_without_lowest():
+    """Two steps of further decoders whose lowest resolution is in no loss, as nnU-Net leaves it out
+    where it compiles; their gradients."""
+    torch.manual_seed(0)
+    network = small_unet(2)
+    features = EncoderFeatures(network, range(4))
+    further = FurtherDecoders(network)
+    decode = DistributedDataParallel(torch.compile(further, backend="aot_eager"))
+    for _ in range(2):
+        network(images_of(0))
+        outputs = decode([x.detach() for x in features.take()])
+        sum(x.square().mean() for scales in outputs for x in scales[:-1]).backward()
+    return [p.grad.numpy() for p in further.parameters()]
+
+
 def learn(rank, ranks, result):
     parameters, loss = three_decoders(ranks)
     loss(rank).backward()
@@ -60,6 +75,7 @@ def learn(rank, ranks, result):
     result[rank] = (
         [p.grad.numpy() for p in parameters],
         {name: value.numpy() for name, value in student.state_dict()["network"].items()},
+        compiled_decoders_without_lowest(),
     )
 
 
@@ -72,7 +88,7 @@ def test_gradients_of_all_decoders_are_the_mean_over_ranks(outcome):
     parameters, loss = three_decoders()
     for rank in range(2):
         (loss(rank) / 2).backward()
-    for gradients, _ in outcome:
+    for gradients, *_ in outcome:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             torch.testing.assert_close(
                 torch.from_numpy(gradient), parameter.grad, atol=1e-6, rtol=1e-4
@@ -89,6 +105,13 @@ def test_second_students_of_all_ranks_take_the_step_of_their_mean(outcome):
     student.take_step()
     after = list(student.network.parameters())
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(after, before, strict=True))
-    for _, weights in outcome:
+    for _, weights, _ in outcome:
         for name, value in student.state_dict()["network"].items():
             torch.testing.assert_close(torch.from_numpy(weights[name]), value, atol=1e-6, rtol=1e-4)
+
+
+def test_decoders_go_on_where_the_lowest_resolution_is_in_no_loss(outcome):
+    first, second = (of_rank[2] for of_rank in outcome)
+    assert sum(not gradient.any() for gradient in first) == 4, "weight and bias of two decoders"
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other))

@@ -6,6 +6,9 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Im
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import (
+    nnUNetTrainerNoDA,
+)
 
 from nnunetv2_plgcl.semisupervised.settings import StrongViewSettings
 from nnunetv2_plgcl.semisupervised.views import (
@@ -16,6 +19,7 @@ from nnunetv2_plgcl.semisupervised.views import (
     marking_outside,
     strong_intensity,
 )
+from nnunetv2_plgcl.trainers.nnUNetTrainerMeanTeacher import nnUNetTrainerMeanTeacher
 
 
 def nnunet_transforms(patch_size=(64, 64), mask=None):
@@ -136,6 +140,18 @@ def test_outside_the_nonzero_mask_nnunets_own_intensities_leave_zeros_too(acdc):
         torch.testing.assert_close(unlabelled[~outside], expected[~outside])
         changed += (unmarked[outside] == 0).float().mean() < 0.5
     assert changed > 5, "without the mark intensities outside would have changed"
+
+
+def test_augmentation_of_another_trainer_of_nnunets_can_be_mixed_in():
+    class Mixed(nnUNetTrainerMeanTeacher, nnUNetTrainerNoDA):
+        pass
+
+    def names(trainer_class):
+        trainer = object.__new__(trainer_class)
+        transforms = trainer.get_training_transforms((32, 32), None, False, (), False)
+        return [type(transform).__name__ for transform in transforms.transforms]
+
+    assert names(Mixed) == names(nnUNetTrainerNoDA) != names(nnUNetTrainerMeanTeacher)
 
 
 def test_cut_out_blanks_the_same_rectangles_in_every_channel():

@@ -2,6 +2,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,7 +90,10 @@ class nnUNetTrainerADMT(nnUNetTrainerHardPseudoLabels):
         self.left_of_turn -= 1
         if self.left_of_turn == 0:
             self.first_has_turn = not self.first_has_turn
-            self.left_of_turn = 1 + int(torch.randint(self.config.longest_turn, ()))
+            steps = int(self.teacher.n_averaged + self.second_teacher.n_averaged)
+            # not from torch's generator: every rank has its own, and all take the same turns
+            generator = np.random.default_rng((self.config.seed, steps))
+            self.left_of_turn = int(generator.integers(1, self.config.longest_turn, endpoint=True))
 
     def initialize(self) -> None:
         super().initialize()

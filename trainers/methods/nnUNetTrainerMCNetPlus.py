@@ -81,9 +81,10 @@ class nnUNetTrainerMCNetPlus(nnUNetTrainerSemiSupervised):
         decoders = FurtherDecoders(self.student)
         self.optimizer.add_param_group({"params": list(decoders.parameters())})
         self.bare_decoders = decoders
-        self.further_decoders: nn.Module = (
-            DistributedDataParallel(decoders) if self.is_ddp else decoders
-        )
+        # compiled as the network is: nnU-Net then leaves the lowest resolution out of the loss, and
+        # DDP would miss its gradient
+        run = self.compiled(decoders)
+        self.further_decoders: nn.Module = DistributedDataParallel(run) if self.is_ddp else run
         number = len(getattr(self.student.encoder, "output_channels", ()))
         self.encoder_features = EncoderFeatures(self.student, range(number))
 

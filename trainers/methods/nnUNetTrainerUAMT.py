@@ -79,6 +79,8 @@ class nnUNetTrainerUAMT(nnUNetTrainerSemiSupervised):
             turn = self.spatial_view(weak)
             noise = torch.randn_like(weak).clamp(-LARGEST_NOISE, LARGEST_NOISE)
             noise[:, self.image_channels :] = 0
+            for channel in self.masked_channels:
+                noise[:, channel][weak[:, channel] == 0] = 0
             copy = turn(weak + self.config.noise * noise)
             predictions.append(turn.undo(self.pseudo_label(copy)))
         return torch.stack(predictions).mean(0)
