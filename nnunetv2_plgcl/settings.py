@@ -20,6 +20,7 @@ def setting(
     doc: str,
     low: float | None = None,
     high: float | None = None,
+    *,
     choices: tuple[str, ...] | None = None,
     open_interval: bool = False,
 ) -> Any:

@@ -211,6 +211,13 @@ def test_one_unlabelled_patch_is_refused_where_two_are_needed(prepared, name):
         trainer.initialize()
 
 
+def test_one_unlabelled_patch_is_said_where_it_leaves_nothing_to_mix(prepared):
+    trainer = make_trainer(tiny(method("UniMatch"), 2, 1), prepared, batch_size=2)
+    trainer.initialize()
+    said = "CutMix mixes unlabelled patches with one another, but configuration"
+    assert said in Path(trainer.log_file).read_text()
+
+
 def test_urpc_says_what_it_needs(prepared):
     trainer = make_trainer(tiny(method("URPC"), 2, 1), prepared)  # of three stages
     with pytest.raises(NotImplementedError, match="trains only 1.*four stages or more"):

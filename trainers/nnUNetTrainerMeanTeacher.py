@@ -69,6 +69,8 @@ class nnUNetTrainerMeanTeacher(nnUNetTrainerSemiSupervised):
 
     def initialize(self) -> None:
         super().initialize()
+        if self.config.cutmix_probability:
+            self.warn_of_one_unlabelled("CutMix mixes unlabelled patches with one another")
         self._soft_dice = MemoryEfficientSoftDiceLoss(
             apply_nonlin=softmax_helper_dim1 if self.exclusive else torch.sigmoid,
             batch_dice=self.configuration_manager.batch_dice,

@@ -1,7 +1,8 @@
 """Windows, embeddings, memory and loss of PLGCL: tensors in, tensors out, 2D and 3D alike.
 
-Nothing here knows nnU-Net. Data-dependent choices are masks over fixed shapes, so that nothing
-waits for the GPU. One training step, from class probabilities to the contrastive loss:
+Nothing here knows nnU-Net, but for ``trainer``, which puts them into a training. Data-dependent
+choices are masks over fixed shapes, so that nothing waits for the GPU. One training step, from
+class probabilities to the contrastive loss:
 
 >>> import torch
 >>> from nnunetv2_plgcl.contrast.embedding import FeatureEmbedder, ProjectionHead

@@ -55,7 +55,7 @@ class ContrastSettings(SemiSupervisedSettings):
     contrastive_rampup_fraction: float = setting(
         1 / 3, "share of all epochs over which gamma ramps up [ours]", 0, 1
     )
-    temperature: float = setting(0.2, "tau of InfoNCE [authors' code]", 0, None, None, True)
+    temperature: float = setting(0.2, "tau of InfoNCE [authors' code]", 0, open_interval=True)
     anchors: int = setting(
         128, "anchors per iteration, spread over images and classes [authors' code]", 1
     )
@@ -73,8 +73,7 @@ class ContrastSettings(SemiSupervisedSettings):
         "edge of a window as a share of the training patch's, at least 16 voxels [ours]",
         0,
         1,
-        None,
-        True,
+        open_interval=True,
     )
     guide: str = setting(
         "entropy",
@@ -104,9 +103,7 @@ class ContrastSettings(SemiSupervisedSettings):
         1.0,
         "negatives that the closed form counts for each other class [ours]",
         0,
-        None,
-        None,
-        True,
+        open_interval=True,
     )
 
 

@@ -138,12 +138,15 @@ class ResumableTraining(SemiSupervisedStep):
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "said_collapsed": self.said_collapsed,
+            **{name: module.state_dict() for name, module in self.further_modules.items()},
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Inverse of ``training_state``."""
         self.student.load_state_dict(state["student"])
         self.teacher.load_state_dict(state["teacher"])
+        for name, module in self.further_modules.items():
+            module.load_state_dict(state[name])
         self.said_collapsed = state.get("said_collapsed", False)  # none before 0.3
 
     def _checkpoint(self, next_epoch: int) -> dict[str, Any]:

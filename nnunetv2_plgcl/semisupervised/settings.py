@@ -25,7 +25,11 @@ class SemiSupervisedSettings(Settings):
     """Stages, batch and teacher: what every method has."""
 
     labelled_fraction: float = setting(
-        0.5, "share of labelled patches in a batch of the second stage [ours]", 0, 1, None, True
+        0.5,
+        "share of labelled patches in a batch of the second stage [ours]",
+        0,
+        1,
+        open_interval=True,
     )
     warmup_fraction: float = setting(
         1 / 3, "share of all epochs trained on labelled cases alone [authors' code]", 0, 1

@@ -129,6 +129,33 @@ class SemiSupervisedStep(nnUNetTrainer):
         length = self.config.consistency_rampup_fraction * (self.num_epochs - self.warmup_epochs)
         return sigmoid_rampup(epochs, length)
 
+    def require_two_unlabelled(self, because: str) -> None:
+        """For methods that need them; ``because`` says what for.
+
+        Raises:
+            ValueError: a batch has one unlabelled patch.
+        """
+        if self._has_one_unlabelled:
+            raise ValueError(f"{because}, but {self._more_unlabelled}")
+
+    def warn_of_one_unlabelled(self, because: str) -> None:
+        """For methods that lose a part of theirs with one; ``because`` says which."""
+        if self._has_one_unlabelled:
+            self.print_to_log_file(f"warning: {because}, but {self._more_unlabelled}")
+
+    @property
+    def _has_one_unlabelled(self) -> bool:
+        return self.planned_batch_size - self.labelled_batch_size < 2
+
+    @property
+    def _more_unlabelled(self) -> str:
+        return (
+            f"configuration {self.configuration_name} has one in a batch of "
+            f'{self.planned_batch_size}. Raise "batch_size", or lower "labelled_fraction" '
+            f"(now {self.config.labelled_fraction}) in the plans, so that at least two are "
+            f"unlabelled."
+        )
+
     # ---- networks ----------------------------------------------------------------------------
 
     @property
@@ -142,6 +169,37 @@ class SemiSupervisedStep(nnUNetTrainer):
     def compiled(self, what: Any) -> Any:
         """A module or function, compiled where nnU-Net compiles its network: on CUDA."""
         return torch.compile(what) if self._do_i_compile() else what
+
+    def train_beside(self, name: str, module: nn.Module) -> nn.Module:
+        """Have a module learn beside the network: it goes to the device, its parameters into the
+        optimiser, its state into the checkpoint; it is never deployed.
+
+        Args:
+            name: in the checkpoint.
+            module: on the CPU.
+
+        Returns:
+            What to call: the module, compiled and wrapped for DDP as the network is. Both matter
+            together: where nnU-Net compiles, it leaves the lowest resolution out of the loss, and
+            DDP would wait for its gradient.
+        """
+        module.to(self.device)
+        self.optimizer.add_param_group({"params": list(module.parameters())})
+        self.further_modules[name] = module
+        run = self.compiled(module)
+        return DistributedDataParallel(run) if self.is_ddp else run
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the image; in a cascade those of the first stage's segmentation follow."""
+        of_first_stage = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        return int(self.num_input_channels) - of_first_stage
+
+    @property
+    def masked_channels(self) -> list[int]:
+        """Channels that are normalised inside a mask, and 0 outside of it."""
+        masks = self.configuration_manager.use_mask_for_norm
+        return [channel for channel, masked in enumerate(masks) if masked]
 
     @property
     def exclusive(self) -> bool:

@@ -19,6 +19,7 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from torch import distributed as dist
+from torch import nn
 
 from nnunetv2_plgcl.datasets.check import check_training
 from nnunetv2_plgcl.datasets.description import class_names
@@ -115,6 +116,7 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
         require_no_other_files(Path(self.preprocessed_dataset_folder))
         _seed_everything(self.config.seed)
         super().initialize()
+        self.further_modules: dict[str, nn.Module] = {}  # what learns beside the network
         self.teacher = EMATeacher(self.student, self.config.ema_decay)
         self.teacher.module.decoder.deep_supervision = False  # type: ignore
         self._run_teacher = self.compiled(self.teacher)
@@ -140,20 +142,6 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
         forced = size - round(size * (1 - self.oversample_foreground_percent))
         self.oversample_foreground_percent: float = forced / size
         self.probabilistic_oversampling = True
-
-    def require_two_unlabelled(self, because: str) -> None:
-        """For methods that need them; ``because`` says what for.
-
-        Raises:
-            ValueError: a batch has one unlabelled patch.
-        """
-        if self.planned_batch_size - self.labelled_batch_size < 2:
-            raise ValueError(
-                f"{because}, but configuration {self.configuration_name} has one in a batch of "
-                f'{self.planned_batch_size}. Raise "batch_size", or lower "labelled_fraction" '
-                f"(now {self.config.labelled_fraction}) in the plans, so that at least two are "
-                f"unlabelled."
-            )
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
@@ -281,18 +269,6 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
             workers,
             pin_memory=self.device.type == "cuda",
         )
-
-    @property
-    def image_channels(self) -> int:
-        """Channels of the image; in a cascade those of the first stage's segmentation follow."""
-        of_first_stage = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
-        return int(self.num_input_channels) - of_first_stage
-
-    @property
-    def masked_channels(self) -> list[int]:
-        """Channels that are normalised inside a mask, and 0 outside of it."""
-        masks = self.configuration_manager.use_mask_for_norm
-        return [channel for channel, masked in enumerate(masks) if masked]
 
     def _unlabelled_for_loader(self) -> loaders.UnlabelledDataset:
         """The dataset that the unlabelled loader draws from. Methods that store pseudo-labels

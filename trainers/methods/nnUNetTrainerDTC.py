@@ -4,8 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 from dynamic_network_architectures.building_blocks.helper import convert_dim_to_conv_op
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from nnunetv2_plgcl.semisupervised.distance import distances_to_probabilities, signed_distances
 from nnunetv2_plgcl.semisupervised.features import DecoderFeatures
@@ -30,7 +29,7 @@ class DTCSettings(ConsistencySettings):
         0.3, "weight of the squared error of labelled patches' distances [paper]", 0
     )
     sharpness: float = setting(
-        1500.0, "k of sigmoid(-k z), which makes distances z a mask [paper]", 0, None, None, True
+        1500.0, "k of sigmoid(-k z), which makes distances z a mask [paper]", 0, open_interval=True
     )
 
 
@@ -97,14 +96,5 @@ class nnUNetTrainerDTC(nnUNetTrainerSemiSupervised):
         self.decoder_features = DecoderFeatures(self.student)
         maps = self.label_manager.num_segmentation_heads - self.exclusive  # none of background
         convolution = convert_dim_to_conv_op(len(self.configuration_manager.patch_size))
-        head = convolution(self.decoder_features.num_channels, maps, 1).to(self.device)
-        self.optimizer.add_param_group({"params": list(head.parameters())})
-        self.bare_head = head
-        self.head: nn.Module = DistributedDataParallel(head) if self.is_ddp else head
-
-    def training_state(self) -> dict[str, Any]:
-        return {**super().training_state(), "distance_head": self.bare_head.state_dict()}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        super().load_training_state(state)
-        self.bare_head.load_state_dict(state["distance_head"])
+        head = convolution(self.decoder_features.num_channels, maps, 1)
+        self.head = self.train_beside("distance_head", head)

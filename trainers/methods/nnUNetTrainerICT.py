@@ -20,7 +20,7 @@ class ICTSettings(ConsistencySettings):
 
     mixup_alpha: float = setting(
         0.2, "alpha of Beta(alpha, alpha), which draws the shares of a blend [paper]",
-        0, None, None, True,
+        0, open_interval=True,
     )  # fmt: skip
 
 

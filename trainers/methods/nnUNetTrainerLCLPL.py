@@ -4,8 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from nnunetv2_plgcl.contrast.embedding import ProjectionHead
 from nnunetv2_plgcl.contrast.loss import sampled_info_nce
@@ -28,7 +27,7 @@ class LCLPLSettings(StrongViewSettings):
     }
 
     contrastive_weight: float = setting(0.1, "weight of the contrastive loss [public code]", 0)
-    temperature: float = setting(0.1, "tau of the contrast [public code]", 0, None, None, True)
+    temperature: float = setting(0.1, "tau of the contrast [public code]", 0, open_interval=True)
     voxels_per_class: int = setting(
         64, "voxels drawn of each class in each patch [ours; public code: 3]", 1
     )
@@ -118,17 +117,8 @@ class nnUNetTrainerLCLPL(nnUNetTrainerSemiSupervised):
                 "use another method."
             )
         self.decoder_features = DecoderFeatures(self.student)
-        head = ProjectionHead(self.decoder_features.num_channels).to(self.device)
-        self.optimizer.add_param_group({"params": list(head.parameters())})
-        self.bare_head = head
-        self.head: nn.Module = DistributedDataParallel(head) if self.is_ddp else head
-
-    def training_state(self) -> dict[str, Any]:
-        return {**super().training_state(), "projection_head": self.bare_head.state_dict()}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        super().load_training_state(state)
-        self.bare_head.load_state_dict(state["projection_head"])
+        head = ProjectionHead(self.decoder_features.num_channels)
+        self.head = self.train_beside("projection_head", head)
 
 
 def local_contrast(embeddings: Tensor, drawn: Tensor, temperature: float) -> Tensor:

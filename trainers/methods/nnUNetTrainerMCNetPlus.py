@@ -3,8 +3,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from nnunetv2_plgcl.contrast.embedding import EncoderFeatures
 from nnunetv2_plgcl.semisupervised.decoders import FurtherDecoders
@@ -23,7 +22,7 @@ class MCNetPlusSettings(ConsistencySettings):
 
     sharpening_temperature: float = setting(
         0.1, "T, a prediction to the power of 1/T is the target of the others [paper]",
-        0, 1, None, True,
+        0, 1, open_interval=True,
     )  # fmt: skip
 
 
@@ -79,21 +78,9 @@ class nnUNetTrainerMCNetPlus(nnUNetTrainerSemiSupervised):
     def initialize(self) -> None:
         super().initialize()
         decoders = FurtherDecoders(self.student)
-        self.optimizer.add_param_group({"params": list(decoders.parameters())})
-        self.bare_decoders = decoders
-        # compiled as the network is: nnU-Net then leaves the lowest resolution out of the loss, and
-        # DDP would miss its gradient
-        run = self.compiled(decoders)
-        self.further_decoders: nn.Module = DistributedDataParallel(run) if self.is_ddp else run
+        self.further_decoders = self.train_beside("further_decoders", decoders)
         number = len(getattr(self.student.encoder, "output_channels", ()))
         self.encoder_features = EncoderFeatures(self.student, range(number))
-
-    def training_state(self) -> dict[str, Any]:
-        return {**super().training_state(), "further_decoders": self.bare_decoders.state_dict()}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        super().load_training_state(state)
-        self.bare_decoders.load_state_dict(state["further_decoders"])
 
 
 def sharpen(probabilities: Tensor, temperature: float, exclusive: bool) -> Tensor:

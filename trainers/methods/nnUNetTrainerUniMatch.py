@@ -49,6 +49,8 @@ class nnUNetTrainerUniMatch(nnUNetTrainerHardPseudoLabels):
 
     def initialize(self) -> None:
         super().initialize()
+        if self.config.cutmix_probability:
+            self.warn_of_one_unlabelled("CutMix mixes unlabelled patches with one another")
         self.feature_dropout = FeatureDropout(self.student)
 
     def train_step(self, batch: dict) -> dict:
