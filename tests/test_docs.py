@@ -274,3 +274,20 @@ def test_the_readme_has_the_figures_of_results():
         assert figures <= of_results[labelled, trainer], (labelled, trainer)
         found += bool(figures)
     assert found >= 4
+
+
+def test_the_readme_has_the_means_of_the_rows():
+    """Its table of data and methods, DSC and HD95 of each."""
+    rows = pandas.read_csv(CHECKOUT / "docs" / "scores" / "benchmark.csv")
+    rows = rows.query("split == 'val' and settings == '{}'")
+    means = rows.groupby(["dataset", "labelled", "trainer"])[["DSC", "HD95"]].mean()
+    trainers = [f"nnUNetTrainer{name}" for name in ("", "MeanTeacher", "UniMatch", "PLGCL")]
+    line = re.compile(r"^\| (\w+)[^|]*, (\d) (?:patients|cases) \|(.*)\|$", re.MULTILINE)
+    found = 0
+    for dataset, labelled, cells in line.findall((CHECKOUT / "README.md").read_text()):
+        for trainer, cell in zip(trainers, cells.replace("*", "").split("|"), strict=True):
+            if cell.strip():
+                mean = means.loc[dataset.lower(), int(labelled), trainer]
+                assert cell.strip() == f"{100 * mean.DSC:.1f} / {mean.HD95:.1f}"
+                found += 1
+    assert found >= 18
