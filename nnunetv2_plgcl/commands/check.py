@@ -58,8 +58,7 @@ def check(argv: Sequence[str] | None = None) -> None:
             trainer, refused = library.try_start(args.tr, plans, dataset, args.c, args.f)
             findings += refused
             if trainer is not None:
-                length = getattr(getattr(trainer, "config", None), "memory_length", 0)
-                findings.append(library.estimate_memory(plans, dataset, args.c, length))
+                findings.append(library.estimate_memory(trainer))
                 findings += _first_stage(trainer, plans, args.c, args.f)
         for finding in findings:
             print(f"{finding.level:8}{finding.text}")

@@ -110,9 +110,10 @@ def split_dataset(
     for number, fold in enumerate(splits):
         print(f"fold {number}: {describe_fold(fold, groups)}")
     _warn_of_seen_cases(record, [case for fold in splits for case in fold["val"]])
-    if images := _images_un(raw):
+    images_un = raw / UNLABELLED_IMAGES
+    if images := _images(images_un):
         validation_cases = [case for fold in splits for case in fold["val"]]
-        _warn_of_patients_in_images_un(images, pattern, validation_cases)
+        _warn_of_patients_on_two_sides(images_un, images, pattern, validation_cases)
         _warn_of_labels_set_aside(len(set(splits[0]["unlabelled"]) - set(no_label)))
     _warn_of_labels(raw, file.parent, description, splits)
     hidden = list(splits[0]["unlabelled"])
@@ -234,22 +235,20 @@ def _warn_of_labels(
         print(f"Warning: {finding.text}")
 
 
-def _images_un(raw: Path) -> list[str]:
-    """Names of the files in imagesUn."""
-    folder = raw / UNLABELLED_IMAGES
+def _images(folder: Path) -> list[str]:
+    """Names of its files."""
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     return [name for name in names if not is_hidden(name)]
 
 
-def _warn_of_patients_in_images_un(
-    images: Sequence[str], pattern: str, validation: Sequence[str]
+def _warn_of_patients_on_two_sides(
+    folder: Path, images: Sequence[str], pattern: str, validation: Sequence[str]
 ) -> None:
     both = sorted(set(group_matching(images, pattern)) & set(group_cases(validation, pattern)))
     if both:
         print(
-            f"Warning: {len(both)} validation patients have images in {UNLABELLED_IMAGES} too, "
-            f"{both[0]} for one. Move those away, or name other patients with --val; a training "
-            f"will refuse them."
+            f"Warning: {len(both)} validation patients have images in {folder} too, {both[0]} for "
+            f"one. Move those away, or name other patients with --val; a training will refuse them."
         )
 
 

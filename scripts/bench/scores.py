@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from bench.trainings import Training
+from nnunetv2_plgcl.datasets.description import class_names
 from nnunetv2_plgcl.datasets.files import (
     nnunet_folder,
     read_json,
@@ -25,7 +26,6 @@ from nnunetv2_plgcl.datasets.files import (
 )
 from nnunetv2_plgcl.evaluation import tables
 from nnunetv2_plgcl.evaluation.comparison import METRICS, Comparison, results, scores_of, tests
-from nnunetv2_plgcl.evaluation.evaluate import class_names
 from nnunetv2_plgcl.evaluation.folds import Fold
 from nnunetv2_plgcl.evaluation.postprocessing import postprocess
 from nnunetv2_plgcl.evaluation.refuse import require_alike

@@ -22,12 +22,15 @@ def test_a_sound_dataset_passes_on_one_screen(prepared, capsys):
 
 
 def test_every_parameter_is_counted(prepared, capsys):
-    """The size that is announced is that of the real network and the real memories."""
+    """The size that is announced is that of the real networks and the real memories."""
     trainer = make_trainer(tiny(nnUNetTrainerPLGCL), prepared)
     trainer.initialize()
     memories = (*trainer.positives.buffers(), *trainer.negatives.buffers())
-    size = sum(t.nbytes for t in (*trainer.student.parameters(), *memories)) / 2**20
-    assert f"about {size:.0f} MiB for the teacher" in run(capsys)[1]
+    networks = (trainer.student, trainer.head, trainer.teacher_head)
+    parameters = [p for network in networks for p in network.parameters()]
+    size = sum(t.nbytes for t in (*parameters, *memories)) / 2**20
+    assert f"plus at least {size:.0f} MiB that nnUNetTrainerPLGCL keeps" in run(capsys)[1]
+    assert "as nnU-Net planned it. Checkpoints" in run(capsys, "-tr", "nnUNetTrainer")[1]
 
 
 def test_a_patient_on_two_sides(prepared, capsys, monkeypatch):

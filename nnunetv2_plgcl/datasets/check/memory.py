@@ -4,44 +4,45 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import Tensor
 
-from nnunetv2_plgcl.contrast.memory import ClassMemory
 from nnunetv2_plgcl.datasets.check.finding import Finding
 
 
-def estimate_memory(plans: dict, dataset: dict, configuration: str, memory_length: int) -> Finding:
-    """What our trainers add to the GPU memory that nnU-Net planned, and the size on disk; a
-    warning where the disk has less left. ``memory_length`` is that setting, 0 without."""
-    from nnunetv2 import paths
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+def estimate_memory(trainer: Any) -> Finding:
+    """What a trainer adds to the GPU memory that nnU-Net planned, and the size of its checkpoints;
+    a warning where the disk has less left.
 
-    manager = PlansManager(plans)
-    resolved = manager.get_configuration(configuration)
-    classes = manager.get_label_manager(dataset).num_segmentation_heads
-    network = get_network_from_plans(
-        resolved.network_arch_class_name,
-        resolved.network_arch_init_kwargs,
-        resolved.network_arch_init_kwargs_req_import,
-        determine_num_input_channels(manager, resolved, dataset),
-        classes,
-    )
-    weights = sum(
-        parameter.numel() * parameter.element_size() for parameter in network.parameters()
-    )
-    buffers = list(ClassMemory(classes, memory_length).buffers()) if memory_length else []
-    memory = 2 * sum(b.numel() * b.element_size() for b in buffers)  # positives and negatives
-    # student (twice: also as deployed weights), teacher, momentum; final, best and latest
-    checkpoints = 3 * (4 * weights + memory)
-    text = (
-        f"GPU memory as nnU-Net planned it, plus about {(weights + memory) / 2**20:.0f} MiB for "
-        f"the teacher's weights and the memory of embeddings. Checkpoints up to "
-        f"{checkpoints / 2**20:.0f} MiB."
-    )
+    Args:
+        trainer: initialised; ours or nnU-Net's.
+    """
+    from nnunetv2 import paths
+
+    network = _bytes(trainer.network.state_dict())
+    state = _bytes(trainer.training_state()) if hasattr(trainer, "training_state") else 0
+    momentum = _bytes([group["params"] for group in trainer.optimizer.param_groups])
+    checkpoints = 3 * (network + momentum + state)  # final, best and latest
+    text = "GPU memory as nnU-Net planned it."
+    if state:  # with the student in it
+        text = (
+            f"{text[:-1]}, plus at least {(state - network) / 2**20:.0f} MiB that "
+            f"{type(trainer).__name__} keeps beside the network, and the activations of further "
+            f"passes, if it makes some (docs/methods.md)."
+        )
+    text = f"{text} Checkpoints up to {checkpoints / 2**20:.0f} MiB."
     if paths.nnUNet_results.is_set() and Path(paths.nnUNet_results).is_dir():
         free = shutil.disk_usage(paths.nnUNet_results).free
         if free < checkpoints:
             return Finding("warning", f"{text} Only {free / 2**20:.0f} MiB are free there.")
     return Finding("note", text)
+
+
+def _bytes(content: Any) -> int:
+    """Of all tensors in it."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, dict):
+        return sum(map(_bytes, content.values()))
+    return sum(map(_bytes, content)) if isinstance(content, (list, tuple)) else 0
