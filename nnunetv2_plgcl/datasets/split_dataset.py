@@ -109,10 +109,10 @@ def split_dataset(
         _say_what_becomes_of(without_label, splits[0], strict)
     for number, fold in enumerate(splits):
         print(f"fold {number}: {describe_fold(fold, groups)}")
-    _warn_of_seen_cases(record, [case for fold in splits for case in fold["val"]])
+    validation_cases = [case for fold in splits for case in fold["val"]]
+    _warn_of_seen_cases(record, validation_cases)
     images_un = raw / UNLABELLED_IMAGES
     if images := _images(images_un):
-        validation_cases = [case for fold in splits for case in fold["val"]]
         _warn_of_patients_on_two_sides(images_un, images, pattern, validation_cases)
         _warn_of_labels_set_aside(len(set(splits[0]["unlabelled"]) - set(no_label)))
     _warn_of_labels(raw, file.parent, description, splits)

@@ -89,7 +89,6 @@ class CutOut(BlankRectangleTransform):
 def geometry_of(transforms: ComposeTransforms) -> ComposeTransforms:
     """The part of nnU-Net's training transforms that both views share: everything but the random
     intensity changes; also what changes the first stage's segmentation in a cascade."""
-
     return ComposeTransforms([t for t in transforms.transforms if not _changes_intensity(t)])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
@@ -20,6 +19,7 @@ from nnunetv2_plgcl.datasets.files import (
     nnunet_folder,
     read_json,
     read_split,
+    replacing,
     split_file,
     states_of,
     write_json,
@@ -154,7 +154,7 @@ def collect(work: Path) -> Path:
     """Every row of every dataset so far, in one file."""
     rows = [read_json(file) for file in sorted(work.glob("*/rows/*.json"))]
     file = work / "results.csv"
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")  # calls beside this one write it too
-    pd.DataFrame(rows).drop(columns="model").to_csv(temporary, index=False)
-    temporary.replace(file)
+    text = pd.DataFrame(rows).drop(columns="model").to_csv(index=False)
+    with replacing(file) as stream:  # calls beside this one write it too
+        stream.write(text.encode())
     return file
