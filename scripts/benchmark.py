@@ -58,6 +58,9 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="nnU-Net's, ours or from nnUNet_extTrainer; the first is what the others are compared "
         "with (default: " + " ".join(TRAINERS) + ")")  # fmt: skip
     add("--seeds", type=positive, default=1, metavar="N", help="repetitions (default: 1)")
+    add("--first-seed", type=seed, default=0, metavar="SEED",
+        help="of the first repetition, the others count on from it: for further repetitions on "
+        "another machine (default: 0)")  # fmt: skip
     add("--iterations", type=iterations, metavar="N",
         help=f"a multiple of {STEPS} (default: the configuration's, docs/bench.md)")  # fmt: skip
     add("--jobs", type=positive, default=1, metavar="N",
@@ -104,6 +107,12 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"not a number from 1 on: {text}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"not a number from 0 on: {text}")
     return int(text)
 
 
@@ -183,7 +192,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
             folds[numbers[n]], arguments.dataset, arguments.settings, arguments.iterations,
             tuple(arguments.test) if arguments.test else None,
         )
-        for seed in range(arguments.seeds)
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         for n in arguments.labelled
         for name in arguments.trainers
     ]  # fmt: skip

@@ -235,6 +235,7 @@ def test_what_is_packed_is_the_data_and_the_commit(data, tmp_path):
         ("acdc --data . ", "--labelled N is missing"),
         ("acdc --data . --labelled 7 --iterations 120", "not a multiple of 50: 120"),
         ("acdc --data . --labelled 7 --seeds two", "not a number from 1 on: two"),
+        ("acdc --data . --labelled 7 --first-seed -1", "not a number from 0 on: -1"),
         ("acdc --data . --labelled 7 --settings [1]", "names and values in JSON"),
         ("acdc --data . --labelled 7 --trainers A B A", "a trainer is named twice"),
         ("brain --data . --labelled 7", "invalid choice: 'brain'"),
@@ -357,7 +358,7 @@ def test_from_data_to_the_table(data, benchmark, tmp_path, monkeypatch, in_one_p
     (label,) = (tmp_path / "labelsTr").iterdir()
     assert set(scores["case"]) == {label.name.removesuffix(".nii.gz")}
     with pytest.raises(FileNotFoundError, match="not finished"):
-        benchmark(*call, "OutsideTrainer", "--seeds", 2, *test)
+        benchmark(*call, "OutsideTrainer", "--first-seed", 1, *test)
 
 
 def test_a_loss_in_float32_stays_what_it_is():
