@@ -22,10 +22,16 @@ def written(page: str) -> str:
 
 
 def settings_classes() -> list[type[Settings]]:
-    """Every class of settings that a trainer has or inherits from, the shared ones first."""
+    """Every class of settings that a trainer has or inherits from, the shared ones first, then
+    those of the package's own method."""
     of_trainers = {trainer.settings_class for trainer in trainer_classes().values()}
     every = {base for of in of_trainers for base in of.__mro__ if issubclass(base, Settings)}
-    return sorted(every, key=lambda of: (bool(users(of)), len(of.__mro__), of.__name__))
+
+    def place(of: type[Settings]) -> tuple[bool, bool, int, str]:
+        own = "PLGCL" in "".join(users(of))
+        return bool(users(of)), not own, len(of.__mro__), of.__name__
+
+    return sorted(every, key=place)
 
 
 def users(of: type[Settings]) -> list[str]:
