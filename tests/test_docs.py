@@ -248,7 +248,8 @@ def test_tables_of_results_are_those_of_the_rows():
     assert best[1] == means.idxmax() and float(best[2]) == pytest.approx(means.max(), abs=0.006)
     # the methods that come last in the table of all datasets, likewise
     rows = rows.query("split == 'val' and settings == '{}'")
-    rows = rows[~((rows.dataset == "liver") & (rows.labelled == 3))]
+    every = [("acdc", 3), ("acdc", 7), ("hippocampus", 4), ("liver", 8)]
+    rows = rows[[pair in every for pair in zip(rows.dataset, rows.labelled, strict=True)]]
     means = rows.groupby(["trainer", "dataset", "labelled"])["DSC"].mean().unstack([1, 2]).dropna()
     for name, mean in (100 * means.mean(axis=1)).items():
         cells = re.search(rf"^\| `{name}` \|.*\| \**([\d.]+)\** \| \**[\d.]+\** \|$", page, re.M)
