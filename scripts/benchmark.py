@@ -24,6 +24,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.datasets import DATASETS, GPU_ITERATIONS
@@ -57,13 +58,13 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--trainers", nargs="+", default=TRAINERS, metavar="TRAINER",
         help="nnU-Net's, ours or from nnUNet_extTrainer; the first is what the others are compared "
         "with (default: " + " ".join(TRAINERS) + ")")  # fmt: skip
-    add("--seeds", type=positive, default=1, metavar="N", help="repetitions (default: 1)")
-    add("--first-seed", type=seed, default=0, metavar="SEED",
+    add("--seeds", type=number_from(1), default=1, metavar="N", help="repetitions (default: 1)")
+    add("--first-seed", type=number_from(0), default=0, metavar="SEED",
         help="of the first repetition, the others count on from it: for further repetitions on "
         "another machine (default: 0)")  # fmt: skip
     add("--iterations", type=iterations, metavar="N",
         help=f"a multiple of {STEPS} (default: the configuration's, docs/bench.md)")  # fmt: skip
-    add("--jobs", type=positive, default=1, metavar="N",
+    add("--jobs", type=number_from(1), default=1, metavar="N",
         help="trainings side by side; on a CPU best as many as cores (default: 1)")  # fmt: skip
     add("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: %(default)s")
     add("-c", dest="configuration", metavar="CONFIG",
@@ -79,7 +80,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="evaluate finished trainings on these cases; nothing is trained")  # fmt: skip
     add("-o", dest="output", type=Path, metavar="OUTPUT",
         help="folder for this call's tables (default: WORK/DATASET/tables)")  # fmt: skip
-    add("--np", dest="processes", type=positive, default=2, metavar="N",
+    add("--np", dest="processes", type=number_from(1), default=2, metavar="N",
         help="worker processes of preprocessing and evaluation (default: %(default)s)")  # fmt: skip
     add("--pack", type=Path, metavar="PACKED",
         help="write data and committed checkout into this folder, for a machine that reaches "
@@ -104,16 +105,13 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"not a number from 1 on: {text}")
-    return int(text)
+def number_from(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"not a number from {least} on: {text}")
+        return int(text)
 
-
-def seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"not a number from 0 on: {text}")
-    return int(text)
+    return number
 
 
 def iterations(text: str) -> int:
