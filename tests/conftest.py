@@ -13,7 +13,7 @@ from nnunetv2_plgcl.datasets.phantom import write_phantom
 
 SHARED_ACDC = Path(__file__).resolve().parents[2] / "shared" / "data" / "acdc"
 TINY = "2d_tiny"
-pytest_plugins = ["comparing"]
+pytest_plugins = ["comparing", "converting"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

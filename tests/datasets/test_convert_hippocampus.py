@@ -8,30 +8,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from converting import convert, failure
 from nnunetv2.dataset_conversion import convert_MSD_dataset as nnunet
 
-from nnunetv2_plgcl import commands
 from nnunetv2_plgcl.datasets.phantom import write_phantom
 
 TASK = "Task04_Hippocampus"
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch) -> Path:
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    return tmp_path
-
-
-@pytest.fixture
-def download(folders) -> Path:
+def download(nnunet_folders) -> Path:
     """Two training cases, a test case, and the files that macOS leaves in archives."""
     shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "hippocampus"
     if not shared.is_dir():
-        shared = folders / "phantom"
+        shared = nnunet_folders / "phantom"
         write_phantom(shared, training=3, test=0)
-    folder = folders / TASK
+    folder = nnunet_folders / TASK
     labels = sorted((shared / "labelsTr").glob("*.nii.gz"))[:3]
     for number, label in enumerate(labels):
         name, part = f"hippocampus_00{number}.nii.gz", "Ts" if number == 2 else "Tr"
@@ -55,16 +47,6 @@ def download(folders) -> Path:
     return folder
 
 
-def convert(*arguments: object) -> None:
-    commands.convert([str(argument) for argument in arguments])
-
-
-def failure(*arguments: object) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        convert(*arguments)
-    return str(stopped.value.code)
-
-
 def content(folder: Path) -> dict[str, bytes]:
     files = folder.glob("*/*")
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
@@ -72,9 +54,11 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", ["archive", "folder", "folder around it"])
 def test_it_becomes_what_nnunet_makes_of_it(
-    folders, download, in_this_process, monkeypatch, kind, capsys
+    nnunet_folders, download, in_this_process, monkeypatch, kind, capsys
 ):
-    source = {"archive": folders / f"{TASK}.tar", "folder": download}.get(kind, folders)
+    source = {"archive": nnunet_folders / f"{TASK}.tar", "folder": download}.get(
+        kind, nnunet_folders
+    )
     if kind == "archive":
         with tarfile.open(source, "w") as archive:
             archive.add(download, TASK)
@@ -84,7 +68,7 @@ def test_it_becomes_what_nnunet_makes_of_it(
     threads = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=ThreadPool))
     monkeypatch.setattr(nnunet, "multiprocessing", threads)
     nnunet.convert_msd_dataset(str(download), overwrite_target_id=5)
-    ours, theirs = (folders / "raw" / f"Dataset00{n}_Hippocampus" for n in (4, 5))
+    ours, theirs = (nnunet_folders / "raw" / f"Dataset00{n}_Hippocampus" for n in (4, 5))
     assert content(ours) == content(theirs) and len(content(ours)) == 5
     one, other = (json.loads((folder / "dataset.json").read_text()) for folder in (ours, theirs))
     assert one["channel_names"] == other["channel_names"]
@@ -92,13 +76,13 @@ def test_it_becomes_what_nnunet_makes_of_it(
     assert one["numTraining"] == 2 and one["file_ending"] == ".nii.gz"
 
 
-def test_what_is_no_download_of_it_is_refused(folders, download, in_this_process):
+def test_what_is_no_download_of_it_is_refused(nnunet_folders, download, in_this_process):
     assert "The paper has no split of hippocampus" in failure(
         "hippocampus", download, "-d", 4, "--protocol", "paper"
     )
-    (folders / "cut.tar").write_bytes(b"no archive")
+    (nnunet_folders / "cut.tar").write_bytes(b"no archive")
     assert "cut.tar is damaged or no tar archive" in failure(
-        "hippocampus", folders / "cut.tar", "-d", 4
+        "hippocampus", nnunet_folders / "cut.tar", "-d", 4
     )
     label = download / "labelsTr" / "hippocampus_001.nii.gz"
     label.unlink()
@@ -108,4 +92,4 @@ def test_what_is_no_download_of_it_is_refused(folders, download, in_this_process
     assert "it lists no training or test" in failure("hippocampus", download, "-d", 4)
     (download / "dataset.json").unlink()
     assert "imagesTr or dataset.json is not there" in failure("hippocampus", download, "-d", 4)
-    assert not list((folders / "raw").iterdir())
+    assert not list((nnunet_folders / "raw").iterdir())

@@ -171,5 +171,6 @@ def unpacked(archive: Path) -> Iterator[Path]:
             with tarfile.open(archive) as packed:
                 packed.extractall(folder, filter="data")
         except (tarfile.TarError, EOFError) as error:
-            raise ValueError(f"{archive} is damaged or no tar archive: {error}") from None
+            reason = " ".join(str(error).split())  # tarfile gives a line for each compression
+            raise ValueError(f"{archive} is damaged or no tar archive: {reason}") from None
         yield Path(folder)
