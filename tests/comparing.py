@@ -1,14 +1,15 @@
 """Tiny trainings of nnU-Net's trainer and ours, and their comparison from the command line."""
 
 import csv
+import io
 import json
 import shutil
-import subprocess
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Prepared
-from training import EXT_TRAINERS, command_environment, nnunet_command
+from conftest import TINY, Prepared, without_workers
+from training import EXT_TRAINERS, command_environment
 
 from nnunetv2_plgcl import commands
 
@@ -20,24 +21,37 @@ def arguments(output: Path, *more: object) -> list[str]:
     return [str(word) for word in words]
 
 
-def run(prepared: Prepared, *words: object) -> str:
-    done = subprocess.run(
-        nnunet_command(*words), env=command_environment(prepared), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="session")
 def trained(prepared_once, tmp_path_factory) -> Prepared:
     """Both trainers twice, by --run; the comparison lies in ``base / "compared"``."""
     base = tmp_path_factory.mktemp("compared")
     mine = Prepared(base, prepared_once.name, prepared_once.split)
     shutil.copytree(prepared_once.base, base, dirs_exist_ok=True)
-    command = arguments(base / "compared", "--run", "--seeds", 2, "-device", "cpu")
-    printed = run(mine, "nnUNetv2_plgcl_compare", *command)
-    (base / "printed.txt").write_text(printed)
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        for name, value in command_environment(mine).items():
+            patch.setenv(name, value)
+        without_workers(patch)
+        jobs_in_this_process(patch)
+        commands.compare(arguments(base / "compared", "--run", "--seeds", 2, "-device", "cpu"))
+    (base / "printed.txt").write_text(printed.getvalue())
     return mine
+
+
+def jobs_in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
+    """The names of runs, as they are trained or predict, without the processes they would take."""
+    from nnunetv2_plgcl.evaluation import launch
+
+    done: list[str] = []
+
+    def execute(jobs, logs, at_once):
+        for job in jobs:
+            done.append(job.run.name)
+            launch.execute(job)
+
+    patch.setattr(launch, "launch_local", execute)
+    patch.setattr("sys.argv", [])
+    return done
 
 
 @pytest.fixture
@@ -74,20 +88,6 @@ def failure(prepared: Prepared, *more: object) -> str:
 
 
 @pytest.fixture
-def here(copy, monkeypatch):
+def here(copy, monkeypatch) -> list[str]:
     """Jobs run in this process; the list gets the name of each that does."""
-    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
-
-    from nnunetv2_plgcl.evaluation import launch
-
-    done: list[str] = []
-
-    def execute(jobs, logs, at_once):
-        for job in jobs:
-            done.append(job.run.name)
-            launch.execute(job)
-
-    monkeypatch.setattr(launch, "launch_local", execute)
-    monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setattr(nnUNetTrainer, "default_num_processes", 1)  # each takes seconds to start
-    return done
+    return jobs_in_this_process(monkeypatch)

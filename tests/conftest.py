@@ -1,6 +1,8 @@
 import json
+import multiprocessing
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -18,6 +20,30 @@ pytest_plugins = ["comparing", "converting"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("takes_minutes") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nnunet_in_threads() -> Iterator[None]:
+    """nnU-Net's pools without new processes, which take most of a tiny training's time; where tests
+    start its commands, these have real ones."""
+    from nnunetv2.evaluation import evaluate_predictions
+    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
+    from nnunetv2.inference import predict_from_raw_data
+    from nnunetv2.postprocessing import remove_connected_components
+    from nnunetv2.preprocessing.preprocessors import default_preprocessor
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
+
+    threads = SimpleNamespace(
+        get_context=lambda _: SimpleNamespace(Pool=ThreadPool),
+        TimeoutError=multiprocessing.TimeoutError,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (
+            evaluate_predictions, fingerprint_extractor, predict_from_raw_data,
+            remove_connected_components, default_preprocessor, nnUNetTrainer,
+        ):  # fmt: skip
+            patch.setattr(module, "multiprocessing", threads)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +104,7 @@ def write_raw_dataset(raw: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared_once(tmp_path_factory: pytest.TempPathFactory, nnunet_in_threads) -> Prepared:
     """Twelve volumes: 4 labelled, 6 unlabelled, 2 in validation."""
     from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
 
@@ -91,7 +117,7 @@ def prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         for name, value in prepared.environment().items():
             if name != "nnUNet_n_proc_DA":  # the planner crashes under 0
                 patch.setenv(name, value)
-        nnunet.extract_fingerprints([901], num_processes=2, show_progress_bar=False)
+        nnunet.extract_fingerprints([901], num_processes=1, show_progress_bar=False)
         nnunet.plan_experiments([901])
         plans = prepared.plans()
         architecture = json.loads(json.dumps(plans["configurations"]["2d"]["architecture"]))
@@ -111,7 +137,7 @@ def prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         }
         (prepared.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
         (prepared.preprocessed / "splits_final.json").write_text(json.dumps([split]))
-        nnunet.preprocess([901], configurations=[TINY], num_processes=[2], show_progress_bar=False)
+        nnunet.preprocess([901], configurations=[TINY], num_processes=[1], show_progress_bar=False)
     return prepared
 
 
@@ -143,18 +169,12 @@ def add_island(file: Path) -> None:
 
 
 @pytest.fixture
-def nnunet_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pools in which nnU-Net evaluates and postprocesses, without new processes."""
-    from nnunetv2.evaluation import evaluate_predictions
-    from nnunetv2.postprocessing import remove_connected_components
-
-    threads = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=ThreadPool))
-    for module in (evaluate_predictions, remove_connected_components):
-        monkeypatch.setattr(module, "multiprocessing", threads)
-
-
-@pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our commands without worker processes."""
+    without_workers(monkeypatch)
+
+
+def without_workers(patch: pytest.MonkeyPatch) -> None:
     """Worker processes take seconds to start; one test for each command has real ones."""
     from nnunetv2_plgcl import workers
 
@@ -179,4 +199,4 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         def shutdown(self, **_):
             pass
 
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
+    patch.setattr(workers, "ProcessPoolExecutor", Pool)

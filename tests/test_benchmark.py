@@ -7,9 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -280,17 +278,11 @@ def test_what_cannot_be_trained_is_said_first(data, benchmark, tmp_path):
 
 
 @pytest.fixture
-def in_one_process(monkeypatch, nnunet_in_threads, in_this_process) -> None:
-    """Everything that nnU-Net and the script do in processes of their own, prediction aside:
-    starting them would take most of the time."""
+def in_one_process(monkeypatch, in_this_process) -> None:
+    """The trainings and everything else that the script does in processes of their own, prediction
+    aside: starting them would take most of the time."""
     from bench import trainings
-    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
-    from nnunetv2.preprocessing.preprocessors import default_preprocessor
-    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 
-    threads = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=ThreadPool))
-    for module in (fingerprint_extractor, default_preprocessor, nnUNetTrainer):
-        monkeypatch.setattr(module, "multiprocessing", threads)
     monkeypatch.setattr(run_training.multiprocessing, "cpu_count", lambda: 1)
     monkeypatch.setattr(trainings, "ThreadPoolExecutor", workers.ProcessPoolExecutor)
     monkeypatch.setattr(trainings, "launch_one", lambda job, logs: launch.execute(job))

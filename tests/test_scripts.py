@@ -100,7 +100,7 @@ def test_acdc_from_a_download_to_the_papers_table(acdc, tmp_path):
     done = bash(
         "reproduce_acdc.sh", tmp_path / "download", **folders,
         DEVICE="cpu", SEEDS=1, FOLDS=0, OUTPUT=tmp_path / "out", nnUNet_extTrainer=EXT_TRAINERS,
-        TRAINERS="nnUNetTrainer_tiny nnUNetTrainerPLGCL_tiny", nnUNet_n_proc_DA=0,
+        TRAINERS="nnUNetTrainerPLGCL_tiny", nnUNet_n_proc_DA=0,
         nnUNet_def_n_proc=1, OMP_WAIT_POLICY="PASSIVE",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -198,7 +198,8 @@ def _origin(run: Run, images: Mapping[str, Sequence[Path]]) -> dict[str, list]:
 
 
 def _predict(job: Job, images: str, predictions: str) -> None:
-    """As nnUNetv2_predict does by default."""
+    """As nnUNetv2_predict does by default, in no more processes than nnU-Net is to have."""
+    from nnunetv2.configuration import default_num_processes
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     ending = read_dataset(job.run.model_folder / "dataset.json")["file_ending"]
@@ -208,11 +209,12 @@ def _predict(job: Job, images: str, predictions: str) -> None:
     shutil.rmtree(predictions, ignore_errors=True)  # of another model, or not all
     predictor = nnUNetPredictor(device=torch.device(job.device))
     load_model(predictor, job.run.model_folder, job.run.fold, FINAL)
+    processes = min(2, default_num_processes)
     predictor.predict_from_files(
         [[str(file) for file in files] for files in cases.values()],
         [str(Path(predictions) / case) for case in cases],
-        num_processes_preprocessing=2,
-        num_processes_segmentation_export=2,
+        num_processes_preprocessing=processes,
+        num_processes_segmentation_export=processes,
     )
     write_json(Path(predictions) / ORIGIN, origin)
 

@@ -80,7 +80,7 @@ def test_three_dimensions_and_ct_normalisation(prepared, in_this_process):
         "normalization_schemes": ["CTNormalization"],
     }
     (prepared.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
-    nnunet.preprocess([901], configurations=["3d_ct"], num_processes=[2], show_progress_bar=False)
+    nnunet.preprocess([901], configurations=["3d_ct"], num_processes=[1], show_progress_bar=False)
     case = prepared.split["unlabelled"][0]
     (unlabelled,) = put_unlabelled(prepared, [case])
     preprocess_unlabelled(prepared.name, "3d_ct", show_progress=False)

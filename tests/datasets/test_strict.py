@@ -66,7 +66,7 @@ def test_the_fingerprint_does_not_see_hidden_labels(prepared, raw):
     """Whatever is in the labels of unlabelled cases, the statistics of planning are the same."""
 
     def statistics():
-        nnunet.extract_fingerprints([901], num_processes=2, show_progress_bar=False)
+        nnunet.extract_fingerprints([901], num_processes=1, show_progress_bar=False)
         content = json.loads((prepared.preprocessed / "dataset_fingerprint.json").read_text())
         return content["foreground_intensity_properties_per_channel"]
 
@@ -96,8 +96,8 @@ def test_a_strict_dataset_trains_once_it_is_planned_again(prepared, raw, in_this
             for case in names(raw / "imagesUn"):
                 for file in prepared.case_folder.glob(f"{case}*"):
                     file.unlink()
-    nnunet.extract_fingerprints([901], num_processes=2, show_progress_bar=False)
-    nnunet.preprocess([901], configurations=[TINY], num_processes=[2], show_progress_bar=False)
+    nnunet.extract_fingerprints([901], num_processes=1, show_progress_bar=False)
+    nnunet.preprocess([901], configurations=[TINY], num_processes=[1], show_progress_bar=False)
     with pytest.raises(FileNotFoundError, match="nnUNetv2_plgcl_preprocess"):
         make_trainer(tiny(nnUNetTrainerPLGCL), prepared).on_train_start()
     commands.preprocess(["-d", "901", "-c", TINY])

@@ -72,7 +72,7 @@ def test_finished_runs_are_not_trained_again(copy, capsys):
         ).read_text().split("hours")[0]
 
 
-def test_predictions_of_test_images_are_compared(copy, tmp_path, capsys):
+def test_predictions_of_test_images_are_compared(copy, here, tmp_path, capsys):
     """With the validation cases as test cases everything must come out as in validation."""
     raw = copy.base / "nnUNet_raw" / copy.name
     for folder in ("images", "labels"):
@@ -105,7 +105,7 @@ def test_predictions_of_test_images_are_compared(copy, tmp_path, capsys):
     assert f"Case {case} of {tmp_path / 'images'}: no such file in {tmp_path / 'labels'}" in message
 
 
-def test_postprocessed_predictions_are_compared(copy, nnunet_in_threads):
+def test_postprocessed_predictions_are_compared(copy):
     for case in copy.split["val"]:  # two islands beside a perfect segmentation
         prediction = fold_of(copy, OURS) / "validation" / f"{case}.nii.gz"
         shutil.copy(copy.preprocessed / "gt_segmentations" / prediction.name, prediction)

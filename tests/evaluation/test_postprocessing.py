@@ -14,7 +14,7 @@ from nnunetv2_plgcl.evaluation.runs import Run
 
 
 @pytest.fixture
-def run(prepared: Prepared, nnunet_in_threads: None) -> Run:
+def run(prepared: Prepared) -> Run:
     """A training whose predictions of the validation cases are their references."""
     run = Run(prepared.name, "nnUNetTrainer", "nnUNetPlans", TINY, 0, 0)
     run.validation.mkdir(parents=True)

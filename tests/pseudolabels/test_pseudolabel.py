@@ -14,7 +14,6 @@ import SimpleITK as sitk
 import torch
 from conftest import TINY, Prepared
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from training import make_trainer, tiny
 
@@ -42,7 +41,6 @@ def trained_once(prepared_once, tmp_path_factory) -> Prepared:
         for name, value in mine.environment().items():
             patch.setenv(name, value)
         (base / "nnUNet_results").mkdir()
-        patch.setattr(trainer_module, "default_num_processes", 1)  # each takes seconds to start
         random.seed(0)  # else chance makes two cases equally sure
         np.random.seed(0)
         torch.manual_seed(0)
@@ -280,7 +278,6 @@ def test_rounds_train_on_what_the_round_before_labelled(trained, monkeypatch):
         trainer.run_training()
 
     monkeypatch.setattr(rounds, "launch_local", train)
-    monkeypatch.setattr(trainer_module, "default_num_processes", 1)
     label(trained, "--new-dataset", 950, "--iterate", 2, "--min-confidence", 0)
     assert trained_on == [(NEW, "nnUNetTrainer", 0)]
     second = json.loads((trained.base / "out" / "round_2" / "plgcl_pseudolabels.json").read_text())

@@ -62,6 +62,7 @@ def test_two_epochs_a_kill_and_two_more_equal_four_epochs(prepared):
 
     subprocess.run(train_command("--c"), env=environment, check=True, capture_output=True)
     assert_equal_to_the_bit(final_checkpoint(prepared), undisturbed)
+    assert not (folder / "plgcl_owner.json").exists(), "the killed one's"
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
