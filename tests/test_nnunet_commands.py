@@ -14,7 +14,7 @@ from training import command_environment, nnunet_command
 TRAINER = "nnUNetTrainerPLGCL_tiny"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(prepared_once, tmp_path_factory) -> Prepared:
     base = tmp_path_factory.mktemp("trained")
     mine = Prepared(base, prepared_once.name, prepared_once.split)

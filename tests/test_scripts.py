@@ -100,12 +100,12 @@ def test_acdc_from_a_download_to_the_papers_table(acdc, tmp_path):
     done = bash(
         "reproduce_acdc.sh", tmp_path / "download", **folders,
         DEVICE="cpu", SEEDS=1, FOLDS=0, OUTPUT=tmp_path / "out", nnUNet_extTrainer=EXT_TRAINERS,
-        TRAINERS="nnUNetTrainerPLGCL_tiny", nnUNet_n_proc_DA=0,
+        TRAINERS="nnUNetTrainerMeanTeacher_tiny", nnUNet_n_proc_DA=0,
         nnUNet_def_n_proc=1, OMP_WAIT_POLICY="PASSIVE",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     table = (tmp_path / "out" / "beside_paper.md").read_text()
-    assert "| 10 % | nnUNetTrainerPLGCL_tiny | ours |" in table
+    assert "| 10 % | nnUNetTrainerMeanTeacher_tiny | ours |" in table
     assert "| 20 % | PLGCL | paper | 0.912 | 3.82 | 1.49 |" in table
     scores = pd.read_csv(tmp_path / "out" / "scores.csv")
     assert scores["case"].nunique() == 40 and set(scores["labelled"]) == {14}

@@ -30,7 +30,7 @@ MODEL = ("-d", 901, "-c", TINY, "-tr", "nnUNetTrainer", "-f", 0, "-device", "cpu
 NEW = "Dataset950_HeartPseudo"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained_once(prepared_once, tmp_path_factory) -> Prepared:
     """A model of nnU-Net's own trainer, barely trained, so that it sees every class everywhere;
     labels of the unlabelled cases do not exist any more."""
