@@ -1,5 +1,6 @@
 """What all console commands have in common."""
 
+import argparse
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_plgcl import commands
+from nnunetv2_plgcl.commands.arguments import add_processes
 from nnunetv2_plgcl.commands.errors import errors_in_one_line
 from nnunetv2_plgcl.evaluation import evaluate
 
@@ -37,6 +39,15 @@ print("LOADED", sorted({"torch", "matplotlib"} & set(sys.modules)))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.endswith("LOADED []\n"), done.stderr
     assert done.stdout.count("usage: ") == len(commands.__all__)
+
+
+@pytest.mark.parametrize(("of_nnunet", "ours"), [("1", 1), ("16", 4), ("0", 4), ("many", 4)])
+def test_no_more_workers_than_nnunet_is_to_have(monkeypatch, of_nnunet, ours):
+    monkeypatch.setenv("nnUNet_def_n_proc", of_nnunet)
+    parser = argparse.ArgumentParser()
+    add_processes(parser)
+    assert parser.parse_args([]).np == ours
+    assert parser.parse_args(["-np", "6"]).np == 6
 
 
 def test_unexpected_error_is_one_line_that_names_the_traceback(tmp_path, monkeypatch):

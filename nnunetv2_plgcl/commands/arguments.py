@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 
 def positive(word: str) -> int:
@@ -42,9 +43,12 @@ def add_plans(parser: argparse._ActionsContainer) -> None:
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
+    of_nnunet = os.environ.get("nnUNet_def_n_proc", "")
+    default = min(4, int(of_nnunet)) if of_nnunet.isdecimal() and int(of_nnunet) else 4
     parser.add_argument(
-        "--np", "-np", type=positive, default=4, help="worker processes (default %(default)s)"
-    )
+        "--np", "-np", type=positive, default=default,
+        help="worker processes (default: 4, or nnUNet_def_n_proc where that is less)",
+    )  # fmt: skip
 
 
 def add_group_pattern(parser: argparse.ArgumentParser) -> None:
