@@ -104,7 +104,7 @@ def write_raw_dataset(raw: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def prepared_once(tmp_path_factory: pytest.TempPathFactory, nnunet_in_threads) -> Prepared:
+def prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """Twelve volumes: 4 labelled, 6 unlabelled, 2 in validation."""
     from nnunetv2.experiment_planning import plan_and_preprocess_api as nnunet
 

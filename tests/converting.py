@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import SHARED_ACDC
 from PIL import Image
 
 from nnunetv2_plgcl import commands
@@ -23,7 +24,7 @@ def nnunet_folders(tmp_path, monkeypatch) -> Path:
 @pytest.fixture(scope="session")
 def volumes(tmp_path_factory) -> list[tuple[Path, Path]]:
     """Images and labels of one heart after the other: real ones, else the phantom."""
-    shared = Path(__file__).resolve().parents[2] / "shared" / "data" / "acdc"
+    shared = SHARED_ACDC
     if not shared.is_dir():
         shared = tmp_path_factory.mktemp("phantom")
         write_phantom(shared, training=3, test=0)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
@@ -199,7 +200,6 @@ def _origin(run: Run, images: Mapping[str, Sequence[Path]]) -> dict[str, list]:
 
 def _predict(job: Job, images: str, predictions: str) -> None:
     """As nnUNetv2_predict does by default, in no more processes than nnU-Net is to have."""
-    from nnunetv2.configuration import default_num_processes
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     ending = read_dataset(job.run.model_folder / "dataset.json")["file_ending"]

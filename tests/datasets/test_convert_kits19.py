@@ -23,12 +23,8 @@ def make_kits(folder: Path, pair, cases) -> Path:
 
 
 def test_kits19(nnunet_folders, volumes, in_this_process, capsys):
-    convert(
-        "kits19",
-        make_kits(nnunet_folders / "kits" / "data", volumes[0], [0, 7, 210]).parent,
-        "-d",
-        5,
-    )
+    source = make_kits(nnunet_folders / "kits" / "data", volumes[0], [0, 7, 210]).parent
+    convert("kits19", source, "-d", 5)
     raw = nnunet_folders / "raw" / "Dataset005_KiTS19"
     assert names(raw / "imagesTr") == ["case_00000_0000.nii.gz", "case_00007_0000.nii.gz"]
     assert names(raw / "imagesTs") == ["case_00210_0000.nii.gz"] and not (raw / "labelsTs").exists()
@@ -48,7 +44,7 @@ def test_kits19_protocol_hides_labels_from_planning(
     splits = json.loads((preprocessed / "splits_final.json").read_text())
     assert [len(fold["train"]) for fold in splits] == [4, 15]
     assert [len(fold["val"]) for fold in splits] == [21, 21]
-    assert [len(f["unlabelled"]) for f in splits] == [11, 0]
+    assert [len(fold["unlabelled"]) for fold in splits] == [11, 0]
     assert "then nnUNetv2_plgcl_preprocess -d 5" in capsys.readouterr().out
     assert len(names(raw / "labelsTr")) == len(names(raw / "imagesTr")) == 15 + 21
     assert len(names(raw / "imagesUn")) == len(names(raw / "labelsUn")) == 147 - 15
