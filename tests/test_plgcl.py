@@ -109,11 +109,12 @@ def test_in_warm_up_alone_a_box_of_another_labelled_patch_lies_in_each(prepared,
 
 
 def test_continued_inside_the_second_stage_it_ends_in_the_same_bits(prepared):
-    trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 4, 2), prepared, {"refreshes": 2})
+    settings = {"refreshes": 2, "island_share": 0.5}
+    trainer = make_trainer(tiny(nnUNetTrainerPLGCL, 4, 2), prepared, settings)
     kept = prepared.base / "kept.pth"
     keep_latest(trainer, 2, kept)
     trainer.run_training()
-    continued = make_trainer(tiny(nnUNetTrainerPLGCL, 4, 2), prepared, {"refreshes": 2})
+    continued = make_trainer(tiny(nnUNetTrainerPLGCL, 4, 2), prepared, settings)
     continued.load_checkpoint(str(kept))
     continued.run_training()
     for one in ("student", "teacher", "head", "positives", "negatives"):

@@ -195,6 +195,7 @@ def unlabelled_loader(
     seeds: Callable[[int], np.ndarray],
     workers: int,
     pin_memory: bool,
+    foreground_share: float = 0.0,
 ) -> SingleThreadedAugmenter | NonDetMultiThreadedAugmenter:
     """Serve batches of views.
 
@@ -208,9 +209,18 @@ def unlabelled_loader(
         seeds: gives as many seeds as it is asked for, one for each worker.
         workers: processes that load, 0 for none beside this one.
         pin_memory: for copies to a GPU.
+        foreground_share: probability of a patch to be centred on one of its case's foreground
+            locations, as nnU-Net's probabilistic oversampling.
     """
     loader = UnlabelledLoader(
-        dataset, batch_size, initial_patch_size, patch_size, label_manager, transforms=views
+        dataset,
+        batch_size,
+        initial_patch_size,
+        patch_size,
+        label_manager,
+        oversample_foreground_percent=foreground_share,
+        probabilistic_oversampling=foreground_share > 0,  # which draws a number for each patch
+        transforms=views,
     )
     if workers == 0:
         return SingleThreadedAugmenter(loader, None)

@@ -37,6 +37,13 @@ class VolumeSettings(SemiSupervisedSettings):
         "one [rule: nnU-Net's postprocessing; use: ours]",
         choices=("auto", "largest", "none"),
     )
+    island_share: float = setting(
+        0.0,
+        "share of the unlabelled patches that are centred on a removed voxel, where their volume "
+        "has one [ours]",
+        0,
+        1,
+    )
     volume_mirroring: bool = setting(
         False, "average over mirrored images; takes 2 (one axis) to 8 times as long [ours]"
     )
@@ -108,6 +115,10 @@ class nnUNetTrainerRelabelling(nnUNetTrainerSemiSupervised):
     def _labels_folder(self) -> Path:
         return Path(self.output_folder) / "pseudo_labels"
 
+    @property
+    def foreground_share(self) -> float:
+        return self.config.island_share if self.labels_volumes else super().foreground_share
+
     def _unlabelled_target_transforms(self) -> dict[str, Any]:
         if not self.labels_volumes:
             return super()._unlabelled_target_transforms()
@@ -144,7 +155,7 @@ class nnUNetTrainerRelabelling(nnUNetTrainerSemiSupervised):
             self.inference_allowed_mirroring_axes,
         )
 
-        def label(case: str) -> np.ndarray | None:
+        def label(case: str) -> volumes.VolumeLabel | None:
             self.stop_if_asked()  # many volumes take longer than a scheduler waits
             try:
                 image = volumes.image_of(

@@ -268,7 +268,14 @@ class nnUNetTrainerSemiSupervised(ResumableTraining):
             self._epoch_seeds,
             workers,
             pin_memory=self.device.type == "cuda",
+            foreground_share=self.foreground_share,
         )
+
+    @property
+    def foreground_share(self) -> float:
+        """Share of the unlabelled patches that the loader centres on what the dataset takes for
+        foreground; in an unlabelled case there is none."""
+        return 0.0
 
     def _unlabelled_for_loader(self) -> loaders.UnlabelledDataset:
         """The dataset that the unlabelled loader draws from. Methods that store pseudo-labels

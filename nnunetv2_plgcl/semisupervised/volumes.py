@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +27,26 @@ from nnunetv2_plgcl.semisupervised.targets import confidence
 # the largest component of a pseudo-label is kept (ours).
 CONNECTED_SHARE = 0.99
 
+ISLANDS = "islands"  # what the loader takes for a class
+MOST_PLACES = 10_000  # of a volume's islands, as many as nnU-Net keeps of a class
+
+
+class VolumeLabel(NamedTuple):
+    """The pseudo-label of a volume.
+
+    Attributes:
+        label: (*spatial), integers.
+        islands: (N, 1 + axes), where voxels were removed: 0 for the channel, then the voxel, as
+            nnU-Net's foreground locations; thinned out evenly to at most ``MOST_PLACES``.
+    """
+
+    label: np.ndarray
+    islands: np.ndarray
+
 
 def volume_label(
     logits: Tensor, label_manager: LabelManager, keep_largest: bool, threshold: float
-) -> np.ndarray:
+) -> VolumeLabel:
     """The pseudo-label of a volume from the prediction for it.
 
     Components of the foreground other than the largest become background; where there is none, the
@@ -43,9 +59,6 @@ def volume_label(
         label_manager: of the dataset, with an ignore label.
         keep_largest: whether components are removed.
         threshold: of the confidence in the decision, 0 to 1.
-
-    Returns:
-        labels (*spatial), integers.
     """
     probabilities = label_manager.apply_inference_nonlin(logits.float())
     exclusive = not label_manager.has_regions
@@ -55,12 +68,15 @@ def volume_label(
     if keep_largest:
         parts = label_manager.foreground_labels if exclusive else label_manager.foreground_regions
         label = filter_volume(decision, probabilities.numpy(), largest, parts, True)
-        if not label.any():
-            label[...] = label_manager.ignore_label
+    islands = np.argwhere(label != decision)
+    if keep_largest and not label.any():
+        label[...] = label_manager.ignore_label
     kept = label == decision
     label = np.where(unsure & kept, label_manager.ignore_label, label)
     fits_int8 = label_manager.ignore_label < 128
-    return label.astype(np.int8 if fits_int8 else np.int16)
+    label = label.astype(np.int8 if fits_int8 else np.int16)
+    islands = islands[:: max(1, -(-len(islands) // MOST_PLACES))]
+    return VolumeLabel(label, np.pad(islands, ((0, 0), (1, 0))))
 
 
 def is_connected(masks: Iterable[np.ndarray]) -> bool:
@@ -73,8 +89,8 @@ def is_connected(masks: Iterable[np.ndarray]) -> bool:
     return True
 
 
-def write_labels(folder: Path, labels: Mapping[str, Callable[[], np.ndarray | None]]) -> None:
-    """Store the pseudo-label (*spatial) of each case in nnU-Net's format. Source: ours.
+def write_labels(folder: Path, labels: Mapping[str, Callable[[], VolumeLabel | None]]) -> None:
+    """Store the pseudo-label of each case in nnU-Net's format, its islands beside it. Source: ours.
 
     They lie beside ``folder`` until ``publish``: it is either not there or whole, whatever
     interrupts the writing.
@@ -86,9 +102,10 @@ def write_labels(folder: Path, labels: Mapping[str, Callable[[], np.ndarray | No
     unfinished = _unfinished(folder)
     unfinished.mkdir(parents=True, exist_ok=True)
     for case, make in labels.items():
-        label = make()
-        if label is not None:
-            nnUNetDatasetBlosc2.save_seg(label[None], str(unfinished / case))
+        made = make()
+        if made is not None:
+            nnUNetDatasetBlosc2.save_seg(made.label[None], str(unfinished / case))
+            np.save(unfinished / f"{case}.npy", made.islands)
 
 
 def publish(folder: Path) -> None:
@@ -131,9 +148,11 @@ class PseudoLabelledDataset(UnlabelledDataset):
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict]:
         """Return image (C, X, Y, Z), pseudo-label (1, X, Y, Z), the first stage's segmentation
-        (X, Y, Z) or None, and properties without any foreground location."""
-        data, _, previous, properties = super().load_case(identifier)
-        return data, self._open(self.labels, identifier), previous, properties
+        (X, Y, Z) or None, and properties with islands for foreground locations."""
+        data, _, previous, _ = super().load_case(identifier)
+        islands = np.load(self.labels / f"{identifier}.npy")
+        label = self._open(self.labels, identifier)
+        return data, label, previous, {"class_locations": {ISLANDS: islands}}
 
 
 def image_of(dataset: UnlabelledDataset, case: str, foreground_labels: Sequence[int]) -> Tensor:

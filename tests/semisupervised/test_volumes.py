@@ -1,5 +1,6 @@
 """Pseudo-labels of whole volumes: the label, its storage, and a training that serves them."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from training import assert_equal_to_the_bit, keep_latest, make_trainer, tiny
 
 from nnunetv2_plgcl.semisupervised import volumes
+from nnunetv2_plgcl.semisupervised.loaders import unlabelled_loader
 from nnunetv2_plgcl.trainers.methods.nnUNetTrainerVolumePseudoLabels import (
     nnUNetTrainerVolumePseudoLabels,
 )
@@ -41,7 +43,7 @@ def test_a_label_is_the_decision_without_islands_and_unsure_voxels(
         logits -= 0.8
     else:
         logits[0] += 1.4
-    label = volumes.volume_label(logits, manager, keep_largest, 0.7)
+    label, islands = volumes.volume_label(logits, manager, keep_largest, 0.7)
     assert label.shape == shape and label.dtype == np.int8
 
     expected = np.zeros(shape, int)
@@ -64,13 +66,31 @@ def test_a_label_is_the_decision_without_islands_and_unsure_voxels(
     expected[removed] = 0  # also where unsure: the volume says that there is nothing
     assert (expected == 3).any()
     np.testing.assert_array_equal(label, expected)
+    assert {(0, *voxel) for voxel in np.argwhere(removed)} == set(map(tuple, islands))
+
+
+def test_of_large_islands_some_places_are_kept_all_over_them():
+    logits = torch.zeros(3, 4, 100, 100)
+    logits[1, :2] = 5.0  # 20,000 voxels, the larger part
+    logits[1, 3, 1:] = 4.0  # 9,900 more that touch nothing
+    logits[2, 3, :1] = 4.0
+    islands = volumes.volume_label(logits, LABELS, True, 0.0).islands
+    assert len(islands) == 100 * 100
+    logits[1, :2] = logits[1, 3] = 0.0
+    logits[1:, 3] = 0.0
+    logits[1, :, :45] = 5.0  # 18,000
+    logits[1, :, 46:] = 5.0  # 21,600, the larger part
+    islands = volumes.volume_label(logits, LABELS, True, 0.0).islands
+    assert len(islands) == 9_000 and set(islands[:, 1]) == {0, 1, 2, 3}
+    assert islands[:, 2].max() == 44
 
 
 @pytest.mark.parametrize("keep_largest", [True, False])
 def test_a_volume_without_foreground_is_ignored_where_components_count(keep_largest):
     logits = torch.zeros(3, 2, 4, 4)
     logits[0] = 5.0
-    label = volumes.volume_label(logits, LABELS, keep_largest, 0.0)
+    label, islands = volumes.volume_label(logits, LABELS, keep_largest, 0.0)
+    assert len(islands) == 0
     assert (label == (LABELS.ignore_label if keep_largest else 0)).all()
 
 
@@ -86,29 +106,59 @@ def test_a_mask_is_connected_if_hardly_anything_lies_apart():
 
 def test_stored_labels_are_there_whole_or_not_at_all(tmp_path):
     base, label = tmp_path / "labels", np.arange(24, dtype=np.int8).reshape(2, 3, 4)
+    islands = np.array([[0, 1, 2, 3]])
+    one = volumes.VolumeLabel(label, islands)
+    two = volumes.VolumeLabel(label + 1, 0 * islands)
     folder = volumes.folder_of_epoch(base, 7)
 
     def fail():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        volumes.write_labels(folder, {"one": lambda: label, "two": fail})
+        volumes.write_labels(folder, {"one": lambda: one, "two": fail})
     assert not folder.exists()
     volumes.discard(base, epoch=100)
     assert not list(base.iterdir()), "half a set of labels is of no use"
 
-    volumes.write_labels(folder, {"one": lambda: label, "two": lambda: label + 1})
+    volumes.write_labels(folder, {"one": lambda: one, "two": lambda: two})
     volumes.publish(folder)
     volumes.discard(base, epoch=8)
-    assert sorted(file.name for file in folder.iterdir()) == ["one.b2nd", "two.b2nd"]
+    files = ["one.b2nd", "one.npy", "two.b2nd", "two.npy"]
+    assert sorted(file.name for file in folder.iterdir()) == files
     dataset = volumes.PseudoLabelledDataset({"one": tmp_path, "two": tmp_path}, folder)
     shutil.copy(folder / "one.b2nd", tmp_path / "two.b2nd")  # stands in for the image
     image, stored, previous, properties = dataset.load_case("two")
     np.testing.assert_array_equal(stored[:], label[None] + 1)
     np.testing.assert_array_equal(image[:], label[None])
-    assert previous is None and properties == {"class_locations": {}}
+    assert previous is None
+    np.testing.assert_array_equal(properties["class_locations"][volumes.ISLANDS], 0 * islands)
     volumes.discard(base, epoch=7)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(("share", "patch"), [(1.0, (16, 16)), (0.5, (16, 16)), (1.0, (3, 8, 8))])
+def test_the_loader_centres_a_share_of_patches_on_islands(tmp_path, share, patch):
+    """Two volumes, of which one has an island; the label says where a voxel comes from."""
+    label = np.arange(8 * 24 * 24, dtype=np.int16).reshape(8, 24, 24)
+    there = volumes.VolumeLabel(label, np.array([[0, 5, 12, 12]]))
+    nothing = volumes.VolumeLabel(label * 0 - 1, np.zeros((0, 4), int))
+    folder = tmp_path / "labels"
+    volumes.write_labels(folder, {"there": lambda: there, "nothing": lambda: nothing})
+    volumes.publish(folder)
+    cases = dict.fromkeys(("there", "nothing"), folder)  # labels stand in for images
+    dataset = volumes.PseudoLabelledDataset(cases, folder)
+    augmenter = unlabelled_loader(
+        dataset, 2, patch, patch, LABELS, None, lambda number: np.arange(number), 0, False, share
+    )
+    np.random.seed(0)
+    centred = [
+        bool((target == label[5, 12, 12]).any())
+        for batch in itertools.islice(augmenter, 100)
+        for target in batch["target"]
+        if target.max() > -1
+    ]
+    assert len(centred) > 60
+    assert np.mean(centred) == 1 if share == 1 else 0.4 < np.mean(centred) < 0.7
 
 
 SETTINGS = {"warmup_fraction": 0.25, "refreshes": 2}
@@ -135,7 +185,7 @@ def test_volumes_are_labelled_at_equal_distances_and_their_labels_are_never_open
     folders = sorted((Path(trainer.output_folder) / "pseudo_labels").iterdir())
     assert [folder.name for folder in folders] == ["epoch_1", "epoch_2"]
     for folder in folders:
-        cases = sorted(file.name.removesuffix(".b2nd") for file in folder.iterdir())
+        cases = sorted(file.stem for file in folder.glob("*.b2nd"))
         assert cases == sorted(prepared.split["unlabelled"])
     in_stage_2 = served[2:]
     scales = trainer._get_deep_supervision_scales()
