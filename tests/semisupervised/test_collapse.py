@@ -41,7 +41,7 @@ def test_what_is_looked_at_is_what_the_student_learns_from(prepared, monkeypatch
     """PLGCL turns to background what lies away from its volume's foreground: here everything."""
 
     def empty(logits, *_):
-        return np.zeros(logits.shape[1:], np.int8)
+        return volumes.VolumeLabel(np.zeros(logits.shape[1:], np.int8), np.zeros((0, 4), int))
 
     monkeypatch.setattr(volumes, "volume_label", empty)
     settings = {"warmup_fraction": 0.5, "component_filter": "largest"}
