@@ -150,9 +150,10 @@ class PseudoLabelledDataset(UnlabelledDataset):
         """Return image (C, X, Y, Z), pseudo-label (1, X, Y, Z), the first stage's segmentation
         (X, Y, Z) or None, and properties with islands for foreground locations."""
         data, _, previous, _ = super().load_case(identifier)
-        islands = np.load(self.labels / f"{identifier}.npy")
-        label = self._open(self.labels, identifier)
-        return data, label, previous, {"class_locations": {ISLANDS: islands}}
+        label, islands = self._open(self.labels, identifier), self.labels / f"{identifier}.npy"
+        # a training begun with a version that noted none goes on
+        places = {ISLANDS: np.load(islands)} if islands.is_file() else {}
+        return data, label, previous, {"class_locations": places}
 
 
 def image_of(dataset: UnlabelledDataset, case: str, foreground_labels: Sequence[int]) -> Tensor:

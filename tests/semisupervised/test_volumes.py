@@ -132,6 +132,8 @@ def test_stored_labels_are_there_whole_or_not_at_all(tmp_path):
     np.testing.assert_array_equal(image[:], label[None])
     assert previous is None
     np.testing.assert_array_equal(properties["class_locations"][volumes.ISLANDS], 0 * islands)
+    (folder / "two.npy").unlink()  # as in a training begun before places were noted
+    assert dataset.load_case("two")[3] == {"class_locations": {}}
     volumes.discard(base, epoch=7)
     assert not folder.exists()
 
