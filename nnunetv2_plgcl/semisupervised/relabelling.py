@@ -93,7 +93,7 @@ class nnUNetTrainerRelabelling(nnUNetTrainerSemiSupervised):
             f"The teacher labels {len(shapes)} volumes before epochs {self.refresh_epochs}: "
             f"{passes} patches each time, where an epoch trains "
             f"{self.num_iterations_per_epoch * self.planned_batch_size}. At most "
-            f"{sum(map(math.prod, shapes)) * len(self.refresh_epochs) / 2**20:.0f} MiB in "
+            f"{sum(map(volumes.most_bytes, shapes)) * len(self.refresh_epochs) / 2**20:.0f} MiB in "
             f"{self._labels_folder}."
         )
 

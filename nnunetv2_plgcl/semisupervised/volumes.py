@@ -6,6 +6,7 @@ its organ; a volume does.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,7 +77,13 @@ def volume_label(
     fits_int8 = label_manager.ignore_label < 128
     label = label.astype(np.int8 if fits_int8 else np.int16)
     islands = islands[:: max(1, -(-len(islands) // MOST_PLACES))]
-    return VolumeLabel(label, np.pad(islands, ((0, 0), (1, 0))))
+    return VolumeLabel(label, np.pad(islands, ((0, 0), (1, 0))).astype(np.int32))
+
+
+def most_bytes(shape: Sequence[int]) -> int:
+    """That the label of a volume (*shape) and its islands take on the disk, of up to 127 labels."""
+    voxels = math.prod(shape)
+    return voxels + 4 * (1 + len(shape)) * min(voxels, MOST_PLACES)
 
 
 def is_connected(masks: Iterable[np.ndarray]) -> bool:
