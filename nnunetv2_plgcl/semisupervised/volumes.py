@@ -69,13 +69,13 @@ def volume_label(
     if keep_largest:
         parts = label_manager.foreground_labels if exclusive else label_manager.foreground_regions
         label = filter_volume(decision, probabilities.numpy(), largest, parts, True)
-    islands = np.argwhere(label != decision)
+    removed = label != decision
     if keep_largest and not label.any():
         label[...] = label_manager.ignore_label
-    kept = label == decision
-    label = np.where(unsure & kept, label_manager.ignore_label, label)
+    label = np.where(unsure & ~removed, label_manager.ignore_label, label)
     fits_int8 = label_manager.ignore_label < 128
     label = label.astype(np.int8 if fits_int8 else np.int16)
+    islands = np.argwhere(removed)
     islands = islands[:: max(1, -(-len(islands) // MOST_PLACES))]
     return VolumeLabel(label, np.pad(islands, ((0, 0), (1, 0))).astype(np.int32))
 
@@ -158,8 +158,8 @@ class PseudoLabelledDataset(UnlabelledDataset):
         (X, Y, Z) or None, and properties with islands for foreground locations."""
         data, _, previous, _ = super().load_case(identifier)
         label, islands = self._open(self.labels, identifier), self.labels / f"{identifier}.npy"
-        # a training begun with a version that noted none goes on
-        places = {ISLANDS: np.load(islands)} if islands.is_file() else {}
+        # a training begun with a version that noted none goes on; of many places one is read
+        places = {ISLANDS: np.load(islands, mmap_mode="r")} if islands.is_file() else {}
         return data, label, previous, {"class_locations": places}
 
 
